@@ -1,0 +1,2 @@
+//! The two XDP programs.
+fn main() {}

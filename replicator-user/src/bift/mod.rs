@@ -1,0 +1,1 @@
+//! From tables as users write them to the values of the maps.

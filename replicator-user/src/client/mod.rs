@@ -1,0 +1,1 @@
+//! For programs that send to sets of experts and receive from them.

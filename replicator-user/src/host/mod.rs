@@ -1,0 +1,1 @@
+//! The host as its kernel tells it: interfaces, addresses, routes, neighbors.

@@ -1,0 +1,9 @@
+//! Everything of the replicator that runs in user space. What decides (`config`, `bift`) makes no system calls; what
+//! touches the machine (`host`, `datapath`, `daemon`) does not decide.
+
+pub mod bift;
+pub mod client;
+pub mod config;
+pub mod daemon;
+pub mod datapath;
+pub mod host;

@@ -1,0 +1,2 @@
+//! The command `replicator`.
+fn main() {}
