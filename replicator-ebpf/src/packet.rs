@@ -1,0 +1,183 @@
+//! What a frame is: ours or not, and where its BIER header lies.
+
+use network_types::{
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    udp::UdpHdr,
+};
+use replicator_common::{
+    ETHERTYPE_BIER,
+    limits::MAX_VLAN_TAGS,
+    neighbor::{Encapsulation, Endpoint},
+    outcome::Outcome,
+};
+
+use crate::frame::Frame;
+
+/// Bytes of the two MAC addresses, which the ethertype follows.
+pub const MAC_BYTES: usize = 12;
+/// Bytes of a VLAN tag.
+pub const VLAN_TAG_BYTES: usize = 4;
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_QINQ: u16 = 0x88a8;
+const PROTOCOL_UDP: u8 = 17;
+const NEXT_HEADER_FRAGMENT: u8 = 44;
+const FRAGMENT_HEADER_BYTES: usize = 8;
+/// More-fragments flag and fragment offset of IPv4's field.
+const MORE_FRAGMENTS: u16 = 0x2000;
+const FRAGMENT_OFFSET: u16 = 0x1fff;
+
+/// A frame that speaks BIER, by its ethertype or its UDP port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// How it is carried.
+    pub encapsulation: Encapsulation,
+    /// VLAN tags before the network header.
+    pub tag_count: u8,
+    /// Offset of the network header (of the BIER header where there is none).
+    pub network_offset: usize,
+    /// Why it cannot be replicated although it is BIER.
+    fault: Option<Outcome>,
+}
+
+impl Packet {
+    /// Tells BIER from everything else. `None`: not ours.
+    #[inline(always)]
+    pub fn parse(frame: &Frame<'_>, udp_port: u16) -> Option<Self> {
+        let mut ethertype = u16::from_be_bytes(*frame.at(MAC_BYTES)?);
+        let mut network_offset = MAC_BYTES + 2;
+        let mut tag_count = 0;
+        for _ in 0..MAX_VLAN_TAGS {
+            if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
+                break;
+            }
+            let tag = frame.at::<[u8; VLAN_TAG_BYTES]>(network_offset)?;
+            ethertype = u16::from_be_bytes([tag[2], tag[3]]);
+            network_offset += VLAN_TAG_BYTES;
+            tag_count += 1;
+        }
+        let (encapsulation, fault) = match ethertype {
+            ETHERTYPE_IPV4 => (Encapsulation::Ipv4, ipv4(frame, network_offset, udp_port)?),
+            ETHERTYPE_IPV6 => (Encapsulation::Ipv6, ipv6(frame, network_offset, udp_port)?),
+            ETHERTYPE_BIER => (Encapsulation::Ethernet, None),
+            _ => return None,
+        };
+        Some(Self { encapsulation, tag_count, network_offset, fault })
+    }
+
+    /// Offset of the UDP header, where there is one.
+    #[inline(always)]
+    pub const fn udp_offset(&self) -> usize {
+        self.network_offset
+            + match self.encapsulation {
+                Encapsulation::Ipv4 => size_of::<Ipv4Hdr>(),
+                Encapsulation::Ipv6 => size_of::<Ipv6Hdr>(),
+                Encapsulation::Ethernet => 0,
+            }
+    }
+
+    /// Offset of the BIER header.
+    #[inline(always)]
+    pub const fn bier_offset(&self) -> usize {
+        match self.encapsulation {
+            Encapsulation::Ethernet => self.network_offset,
+            _ => self.udp_offset() + size_of::<UdpHdr>(),
+        }
+    }
+
+    /// Who sent it, and to whom.
+    #[inline(always)]
+    pub fn endpoints(&self, frame: &Frame<'_>) -> Option<(Endpoint, Endpoint)> {
+        Some(match self.encapsulation {
+            Encapsulation::Ipv4 => {
+                let header = frame.at::<Ipv4Hdr>(self.network_offset)?;
+                (Endpoint::ipv4(header.src_addr), Endpoint::ipv4(header.dst_addr))
+            }
+            Encapsulation::Ipv6 => {
+                let header = frame.at::<Ipv6Hdr>(self.network_offset)?;
+                (Endpoint::ipv6(header.src_addr), Endpoint::ipv6(header.dst_addr))
+            }
+            Encapsulation::Ethernet => {
+                let [destination, source] = *frame.at::<[[u8; 6]; 2]>(0)?;
+                (Endpoint::mac(source), Endpoint::mac(destination))
+            }
+        })
+    }
+
+    /// Whether every length agrees. Returns how many bytes the BIER packet has, header included.
+    ///
+    /// # Errors
+    /// The outcome of a frame that is not replicated for what its network and transport headers say.
+    #[inline(always)]
+    pub fn bier_bytes(&self, frame: &Frame<'_>) -> Result<usize, Outcome> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        let behind_network = match self.encapsulation {
+            Encapsulation::Ethernet => return Ok(frame.len() - self.network_offset),
+            Encapsulation::Ipv4 => {
+                let header = frame.at::<Ipv4Hdr>(self.network_offset).ok_or(Outcome::Malformed)?;
+                (header.tot_len() as usize).checked_sub(size_of::<Ipv4Hdr>()).ok_or(Outcome::Malformed)?
+            }
+            Encapsulation::Ipv6 => {
+                frame.at::<Ipv6Hdr>(self.network_offset).ok_or(Outcome::Malformed)?.payload_len() as usize
+            }
+        };
+        let udp = frame.at::<UdpHdr>(self.udp_offset()).ok_or(Outcome::Malformed)?;
+        // A frame may be longer than its packet (Ethernet pads to 60 bytes), never shorter.
+        if udp.len() as usize != behind_network || self.udp_offset() + behind_network > frame.len() {
+            return Err(Outcome::Malformed);
+        }
+        behind_network.checked_sub(size_of::<UdpHdr>()).ok_or(Outcome::Malformed)
+    }
+}
+
+/// `None` where these are not the headers of a packet to `udp_port`; else what is wrong with them, if anything.
+#[inline(always)]
+fn ipv4(frame: &Frame<'_>, offset: usize, udp_port: u16) -> Option<Option<Outcome>> {
+    let header = frame.at::<Ipv4Hdr>(offset)?;
+    let fragment = u16::from_be_bytes(header.frags);
+    // Only the first fragment has a port; the others go to the stack, which drops what never completes.
+    if header.vihl >> 4 != 4 || header.proto != PROTOCOL_UDP || fragment & FRAGMENT_OFFSET != 0 {
+        return None;
+    }
+    let header_bytes = (header.vihl & 0xf) as usize * 4;
+    if header_bytes < size_of::<Ipv4Hdr>() || port(frame, offset + header_bytes)? != udp_port {
+        return None;
+    }
+    Some(if fragment & MORE_FRAGMENTS != 0 {
+        Some(Outcome::IpFragment)
+    } else if header_bytes != size_of::<Ipv4Hdr>() {
+        Some(Outcome::IpOptions)
+    } else {
+        None
+    })
+}
+
+/// As [`ipv4`]. Extension headers other than a fragment's are not ours: nobody sends BIER behind them.
+#[inline(always)]
+fn ipv6(frame: &Frame<'_>, offset: usize, udp_port: u16) -> Option<Option<Outcome>> {
+    let header = frame.at::<Ipv6Hdr>(offset)?;
+    let behind = offset + size_of::<Ipv6Hdr>();
+    if header.vcf[0] >> 4 != 6 {
+        return None;
+    }
+    match header.next_hdr {
+        PROTOCOL_UDP if port(frame, behind)? == udp_port => Some(None),
+        NEXT_HEADER_FRAGMENT => {
+            let [next, _, high, low, ..] = *frame.at::<[u8; FRAGMENT_HEADER_BYTES]>(behind)?;
+            let first = u16::from_be_bytes([high, low]) >> 3 == 0;
+            let ours =
+                next == PROTOCOL_UDP && first && port(frame, behind + FRAGMENT_HEADER_BYTES)? == udp_port;
+            ours.then_some(Some(Outcome::IpFragment))
+        }
+        _ => None,
+    }
+}
+
+/// Destination port of the UDP header at `offset`.
+#[inline(always)]
+fn port(frame: &Frame<'_>, offset: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(frame.at::<UdpHdr>(offset)?.dst))
+}
