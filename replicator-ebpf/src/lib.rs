@@ -5,6 +5,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod bits;
 pub mod checksum;
 pub mod frame;
 pub mod packet;

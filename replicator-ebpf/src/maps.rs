@@ -115,10 +115,10 @@ pub(crate) struct Work {
     /// Frames that had a slot of this CPU.
     pub(crate) sequence: u32,
     pub(crate) zero: u32,
-    /// A UDP datagram behind its pseudo-header, whose checksum is computed.
+    /// Addresses and a UDP datagram, whose checksum is computed.
     pub(crate) datagram: [u8; DATAGRAM_BYTES],
 }
 
-/// Room for pseudo-header, the longest frame that may be cloned, and the padding of its end, in whole parts of what is
+/// Room for addresses, the longest frame that may be cloned, and the padding of its end, in whole parts of what is
 /// summed at once.
 pub(crate) const DATAGRAM_BYTES: usize = 9 * 512;

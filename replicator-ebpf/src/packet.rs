@@ -6,12 +6,13 @@ use network_types::{
 };
 use replicator_common::{
     ETHERTYPE_BIER,
+    bier::HEADER_BYTES,
     limits::MAX_VLAN_TAGS,
     neighbor::{Encapsulation, Endpoint},
     outcome::Outcome,
 };
 
-use crate::frame::Frame;
+use crate::frame::{Frame, Wire};
 
 /// Bytes of the two MAC addresses, which the ethertype follows.
 pub const MAC_BYTES: usize = 12;
@@ -27,6 +28,47 @@ const FRAGMENT_HEADER_BYTES: usize = 8;
 /// More-fragments flag and fragment offset of IPv4's field.
 const MORE_FRAGMENTS: u16 = 0x2000;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
+
+/// UDP over IPv4 and the BIER header in one piece, so that one comparison with the end of the frame is enough.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct OverIpv4<const WORDS: usize> {
+    /// Network header.
+    pub ip: Ipv4Hdr,
+    /// Transport header.
+    pub udp: UdpHdr,
+    /// BIER header.
+    pub bier: Bier<WORDS>,
+}
+
+/// UDP over IPv6 and the BIER header.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct OverIpv6<const WORDS: usize> {
+    /// Network header.
+    pub ip: Ipv6Hdr,
+    /// Transport header.
+    pub udp: UdpHdr,
+    /// BIER header.
+    pub bier: Bier<WORDS>,
+}
+
+/// The BIER header with a BitString of so many 64-bit words, as on the wire: the first word has the highest bits.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Bier<const WORDS: usize> {
+    /// See [`replicator_common::bier::Header`].
+    pub header: [u8; HEADER_BYTES],
+    /// BitString.
+    pub bits: [[u8; 8]; WORDS],
+}
+
+// SAFETY: headers that are `Wire` themselves, in `repr(C)` without padding, as alignment 1 cannot have any.
+unsafe impl<const WORDS: usize> Wire for OverIpv4<WORDS> {}
+// SAFETY: as above.
+unsafe impl<const WORDS: usize> Wire for OverIpv6<WORDS> {}
+// SAFETY: as above.
+unsafe impl<const WORDS: usize> Wire for Bier<WORDS> {}
 
 /// A frame that speaks BIER, by its ethertype or its UDP port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use network_types::{ip::Ipv6Hdr, udp::UdpHdr};
 use replicator_common::{limits::MAX_FRAME_BYTES, neighbor::Encapsulation, outcome::Outcome};
-use replicator_ebpf::{checksum, frame::Frame, packet::Packet};
+use replicator_ebpf::{bits::opaque, checksum, frame::Frame, packet::Packet};
 
 use super::admit::Ingress;
 use crate::maps::{DATAGRAM_BYTES, WORK};
@@ -14,8 +14,8 @@ use crate::maps::{DATAGRAM_BYTES, WORK};
 /// What one call of `bpf_csum_diff` takes: kernels before 6.13 copy through a buffer of `MAX_BPF_STACK` bytes.
 const PART_BYTES: usize = 512;
 
-/// Addresses, length and next header.
-const PSEUDO_HEADER_BYTES: usize = 40;
+/// Source and destination.
+const ADDRESSES_BYTES: usize = 32;
 
 /// Gives a frame of this host's stack a UDP checksum that copies can be derived from: none over IPv4, the right one over
 /// IPv6, where none is not allowed (RFC 8200, section 8.1).
@@ -53,39 +53,28 @@ pub(crate) fn checksum(
     Ok(())
 }
 
-/// Ones' complement sum of pseudo-header (RFC 8200, section 8.1) and datagram.
+/// Ones' complement sum of pseudo-header (RFC 8200, section 8.1) and datagram. The addresses stand right before the
+/// datagram; what else the pseudo-header has goes in front as the seed.
 #[inline(always)]
 fn sum(ctx: &XdpContext, frame: &Frame<'_>, packet: &Packet) -> Result<u32, Outcome> {
     let header = frame.at::<Ipv6Hdr>(packet.network_offset).ok_or(Outcome::Malformed)?;
-    let work = WORK.get_ptr_mut(0).ok_or(Outcome::NoSlot)?;
-    // SAFETY: this CPU's own element; `resolve` is done with the part of it that is used here.
-    let datagram = unsafe { &mut (*work).datagram };
-    datagram[..16].copy_from_slice(&header.src_addr);
-    datagram[16..32].copy_from_slice(&header.dst_addr);
-    datagram[32..40].copy_from_slice(&[
-        0,
-        0,
-        header.payload_len[0],
-        header.payload_len[1],
-        0,
-        0,
-        0,
-        header.next_hdr,
-    ]);
-    let length = header.payload_len() as usize;
-    if length == 0 || length > MAX_FRAME_BYTES {
+    let mut sum = header.payload_len().to_be() as u32 + (header.next_hdr as u16).to_be() as u32;
+    let length = opaque(header.payload_len() as u32) as usize;
+    if length > MAX_FRAME_BYTES {
         return Err(Outcome::FrameTooLong);
     }
-    // SAFETY: the buffer has room for the longest datagram and the padding behind the pseudo-header.
-    let start = unsafe { datagram.as_mut_ptr().add(PSEUDO_HEADER_BYTES) };
-    // SAFETY: as above; the kernel checks the part of the frame.
-    if unsafe { bpf_xdp_load_bytes(ctx.ctx, packet.udp_offset() as u32, start.cast(), length as u32) } != 0 {
+    let total = ADDRESSES_BYTES + length;
+    let work = WORK.get_ptr_mut(0).ok_or(Outcome::NoSlot)?;
+    // SAFETY: this CPU's own element; `resolve` is done with the part of it that is used here.
+    let buffer = unsafe { (&raw mut (*work).datagram).cast::<u8>() };
+    let from = packet.udp_offset() - ADDRESSES_BYTES;
+    // SAFETY: the buffer is longer than the longest frame; the kernel checks the part of the frame.
+    if unsafe { bpf_xdp_load_bytes(ctx.ctx, from as u32, buffer.cast(), total as u32) } != 0 {
         return Err(Outcome::Malformed);
     }
-    // SAFETY: as above. Sums go by four bytes.
-    unsafe { start.add(length).cast::<[u8; 4]>().write([0; 4]) };
-    let total = (PSEUDO_HEADER_BYTES + length).next_multiple_of(4);
-    let mut sum = 0;
+    // SAFETY: within the buffer. Sums go by four bytes.
+    unsafe { buffer.add(total).cast::<[u8; 4]>().write([0; 4]) };
+    let total = total.next_multiple_of(4);
     for part in 0..DATAGRAM_BYTES / PART_BYTES {
         let from = part * PART_BYTES;
         if from >= total {
@@ -93,7 +82,7 @@ fn sum(ctx: &XdpContext, frame: &Frame<'_>, packet: &Packet) -> Result<u32, Outc
         }
         let bytes = (total - from).min(PART_BYTES) as u32;
         // SAFETY: within the buffer.
-        let part = unsafe { datagram.as_mut_ptr().add(from) };
+        let part = unsafe { buffer.add(from) };
         // SAFETY: the helper reads so many bytes of the buffer.
         sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, part.cast(), bytes, sum) } as u32;
     }

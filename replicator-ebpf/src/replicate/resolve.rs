@@ -9,7 +9,7 @@ use replicator_common::{
     outcome::Outcome,
     table::{CHUNK_WORDS, Live, MEMBER_WORDS, NO_MEMBER, Table},
 };
-use replicator_ebpf::{frame::Frame, packet::Packet};
+use replicator_ebpf::{bits::lowest_bit, frame::Frame, packet::Packet};
 
 use super::admit::Ingress;
 use crate::{
@@ -184,11 +184,11 @@ unsafe extern "C" fn step(_turn: u64, context: *mut *mut Work) -> i64 {
         work.word += 1;
         return (work.word >= work.words) as i64;
     }
-    let bit = bits.trailing_zeros();
+    let bit = lowest_bit(bits);
     // Whatever the tables say, each turn makes progress.
     work.remaining[word] = bits & (bits - 1);
     let Some(rows) = ROWS.get(work.rows + word as u32) else { return 1 };
-    let member = rows.0[bit as usize & 63];
+    let member = rows.0[bit as usize];
     if member == NO_MEMBER {
         return 0;
     }

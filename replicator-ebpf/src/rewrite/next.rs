@@ -8,6 +8,7 @@ use replicator_common::{
     slot::{self, Sequence, Slot},
     table::{LOCAL_MEMBER, Live, MEMBER_WORDS, Share, Table},
 };
+use replicator_ebpf::bits::lowest_bit;
 
 use crate::maps::{MEMBERS, NEIGHBOR_IDS, NEIGHBORS, SHARES, SLOTS, TABLES};
 
@@ -95,7 +96,7 @@ fn take(slot: &mut Slot, share: &Share) -> Option<u32> {
         let waiting = slot.pending[word] & share.members[word];
         if waiting != 0 {
             slot.pending[word] &= !(waiting & waiting.wrapping_neg());
-            return Some(word as u32 * 64 + waiting.trailing_zeros());
+            return Some(word as u32 * 64 + lowest_bit(waiting));
         }
     }
     None

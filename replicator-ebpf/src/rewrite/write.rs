@@ -6,7 +6,7 @@ use network_types::{
     udp::UdpHdr,
 };
 use replicator_common::{
-    bier::{HEADER_BYTES, Header, HeaderMut},
+    bier::HeaderMut,
     limits::MAX_VLAN_TAGS,
     neighbor::{Encapsulation, Neighbor},
     outcome::Outcome,
@@ -15,7 +15,7 @@ use replicator_common::{
 use replicator_ebpf::{
     checksum::Delta,
     frame::Frame,
-    packet::{MAC_BYTES, VLAN_TAG_BYTES},
+    packet::{Bier, MAC_BYTES, OverIpv4, OverIpv6, VLAN_TAG_BYTES},
 };
 
 use super::next::Next;
@@ -27,24 +27,17 @@ const VLAN_ID: u16 = 0x0fff;
 /// Writes a copy for its member. Returns its length in bytes.
 #[inline(always)]
 pub(crate) fn write(ctx: &XdpContext, frame: &mut Frame<'_>, next: &Next<'_>) -> Result<usize, Outcome> {
-    let neighbor = next.neighbor;
-    let mut udp_delta = Delta::default();
-    let network = next.network_offset;
-    if next.encapsulation == Encapsulation::Ipv4 as u8 {
-        bier(frame, network + size_of::<Ipv4Hdr>() + size_of::<UdpHdr>(), next, &mut udp_delta)?;
-        ipv4(frame, network, neighbor, &mut udp_delta)?;
-        udp(frame, network + size_of::<Ipv4Hdr>(), neighbor, udp_delta)?;
-    } else if next.encapsulation == Encapsulation::Ipv6 as u8 {
-        bier(frame, network + size_of::<Ipv6Hdr>() + size_of::<UdpHdr>(), next, &mut udp_delta)?;
-        ipv6(frame, network, neighbor, &mut udp_delta)?;
-        udp(frame, network + size_of::<Ipv6Hdr>(), neighbor, udp_delta)?;
-    } else {
-        bier(frame, network, next, &mut udp_delta)?;
-    }
+    match next.words {
+        1 => packet::<1>(frame, next),
+        2 => packet::<2>(frame, next),
+        4 => packet::<4>(frame, next),
+        8 => packet::<8>(frame, next),
+        _ => packet::<16>(frame, next),
+    }?;
     if next.local && next.tag_count != 0 {
         return untag(ctx, frame, next);
     }
-    *frame.at_mut(0).ok_or(Outcome::CopyMalformed)? = neighbor.macs;
+    *frame.at_mut(0).ok_or(Outcome::CopyMalformed)? = next.neighbor.macs;
     for i in 0..MAX_VLAN_TAGS {
         if i >= next.tag_count as usize {
             break;
@@ -52,8 +45,8 @@ pub(crate) fn write(ctx: &XdpContext, frame: &mut Frame<'_>, next: &Next<'_>) ->
         let tag = frame
             .at_mut::<[u8; VLAN_TAG_BYTES]>(MAC_BYTES + i * VLAN_TAG_BYTES)
             .ok_or(Outcome::CopyMalformed)?;
-        let [p, q] = neighbor.tags[i].protocol;
-        let id = u16::from_be_bytes(neighbor.tags[i].id);
+        let [p, q] = next.neighbor.tags[i].protocol;
+        let id = u16::from_be_bytes(next.neighbor.tags[i].id);
         let [c, d] = (u16::from_be_bytes([tag[2], tag[3]]) & !VLAN_ID | id & VLAN_ID).to_be_bytes();
         *tag = [p, q, c, d];
     }
@@ -73,40 +66,47 @@ fn untag(ctx: &XdpContext, frame: &mut Frame<'_>, next: &Next<'_>) -> Result<usi
     Ok(bytes)
 }
 
-/// BitString &= F-BM (RFC 8279, section 6.5), and one hop off the TTL unless the packet ends here.
+/// Everything behind the VLAN tags.
 #[inline(always)]
-fn bier(frame: &mut Frame<'_>, offset: usize, next: &Next<'_>, delta: &mut Delta) -> Result<(), Outcome> {
-    let bytes = frame.at_mut::<[u8; HEADER_BYTES]>(offset).ok_or(Outcome::CopyMalformed)?;
-    let ttl = Header::new(bytes).ttl();
-    if !next.local {
-        let [a, b, c, d, ..] = *bytes;
-        HeaderMut::new(bytes).set_ttl(ttl - 1);
-        delta.change32(u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([a, b, c, ttl - 1]));
+fn packet<const WORDS: usize>(frame: &mut Frame<'_>, next: &Next<'_>) -> Result<(), Outcome> {
+    let (offset, neighbor) = (next.network_offset, next.neighbor);
+    let mut delta = Delta::default();
+    if next.encapsulation == Encapsulation::Ipv4 as u8 {
+        let packet = frame.at_mut::<OverIpv4<WORDS>>(offset).ok_or(Outcome::CopyMalformed)?;
+        bier(&mut packet.bier, next, &mut delta)?;
+        ipv4(&mut packet.ip, neighbor, &mut delta);
+        udp(&mut packet.udp, neighbor, delta);
+    } else if next.encapsulation == Encapsulation::Ipv6 as u8 {
+        let packet = frame.at_mut::<OverIpv6<WORDS>>(offset).ok_or(Outcome::CopyMalformed)?;
+        bier(&mut packet.bier, next, &mut delta)?;
+        ipv6(&mut packet.ip, neighbor, &mut delta);
+        udp(&mut packet.udp, neighbor, delta);
+    } else {
+        let packet = frame.at_mut::<Bier<WORDS>>(offset).ok_or(Outcome::CopyMalformed)?;
+        bier(packet, next, &mut delta)?;
     }
-    let bits = offset + HEADER_BYTES;
-    match next.words {
-        1 => mask::<1>(frame, bits, next.fbm, delta),
-        2 => mask::<2>(frame, bits, next.fbm, delta),
-        4 => mask::<4>(frame, bits, next.fbm, delta),
-        8 => mask::<8>(frame, bits, next.fbm, delta),
-        _ => mask::<16>(frame, bits, next.fbm, delta),
-    }
+    Ok(())
 }
 
+/// BitString &= F-BM (RFC 8279, section 6.5), and one hop off the TTL unless the packet ends here.
 #[inline(always)]
-fn mask<const WORDS: usize>(
-    frame: &mut Frame<'_>,
-    offset: usize,
-    fbm: u32,
+fn bier<const WORDS: usize>(
+    bier: &mut Bier<WORDS>,
+    next: &Next<'_>,
     delta: &mut Delta,
 ) -> Result<(), Outcome> {
-    let bits = frame.at_mut::<[[u8; 8]; WORDS]>(offset).ok_or(Outcome::CopyMalformed)?;
+    if !next.local {
+        let [_, _, c, ttl, ..] = bier.header;
+        // `replicate` let no other than a positive TTL through.
+        HeaderMut::new(&mut bier.header).set_ttl(ttl.wrapping_sub(1));
+        delta.change16(u16::from_ne_bytes([c, ttl]), u16::from_ne_bytes([c, ttl.wrapping_sub(1)]));
+    }
     for chunk in 0..WORDS.div_ceil(CHUNK_WORDS) {
-        let chunk_bits = FBMS.get(fbm + chunk as u32).ok_or(Outcome::CopyMalformed)?;
+        let fbm = FBMS.get(next.fbm + chunk as u32).ok_or(Outcome::CopyMalformed)?;
         for i in 0..if WORDS < CHUNK_WORDS { WORDS } else { CHUNK_WORDS } {
-            let on_wire = &mut bits[WORDS - 1 - (chunk * CHUNK_WORDS + i)];
+            let on_wire = &mut bier.bits[WORDS - 1 - (chunk * CHUNK_WORDS + i)];
             let old = u64::from_ne_bytes(*on_wire);
-            let new = old & chunk_bits.0[i].to_be();
+            let new = old & fbm.0[i].to_be();
             *on_wire = new.to_ne_bytes();
             delta.change64(old, new);
         }
@@ -116,8 +116,7 @@ fn mask<const WORDS: usize>(
 
 /// DSCP, ECN and everything else of the header stay the frame's.
 #[inline(always)]
-fn ipv4(frame: &mut Frame<'_>, offset: usize, neighbor: &Neighbor, udp: &mut Delta) -> Result<(), Outcome> {
-    let header = frame.at_mut::<Ipv4Hdr>(offset).ok_or(Outcome::CopyMalformed)?;
+fn ipv4(header: &mut Ipv4Hdr, neighbor: &Neighbor, udp: &mut Delta) {
     let [a, b, c, d, ..] = neighbor.source_ip;
     let [e, f, g, h, ..] = neighbor.destination_ip;
     let mut own = Delta::default();
@@ -132,29 +131,24 @@ fn ipv4(frame: &mut Frame<'_>, offset: usize, neighbor: &Neighbor, udp: &mut Del
     );
     header.ttl = neighbor.hop_limit;
     header.check = own.apply(header.check);
-    Ok(())
 }
 
 /// Traffic class, flow label and everything else of the header stay the frame's.
 #[inline(always)]
-fn ipv6(frame: &mut Frame<'_>, offset: usize, neighbor: &Neighbor, udp: &mut Delta) -> Result<(), Outcome> {
-    let header = frame.at_mut::<Ipv6Hdr>(offset).ok_or(Outcome::CopyMalformed)?;
+fn ipv6(header: &mut Ipv6Hdr, neighbor: &Neighbor, udp: &mut Delta) {
     udp.change_ipv6(&header.src_addr, &neighbor.source_ip);
     udp.change_ipv6(&header.dst_addr, &neighbor.destination_ip);
     header.src_addr = neighbor.source_ip;
     header.dst_addr = neighbor.destination_ip;
     header.hop_limit = neighbor.hop_limit;
-    Ok(())
 }
 
 /// A datagram without checksum (IPv4 only) stays without.
 #[inline(always)]
-fn udp(frame: &mut Frame<'_>, offset: usize, neighbor: &Neighbor, mut delta: Delta) -> Result<(), Outcome> {
-    let header = frame.at_mut::<UdpHdr>(offset).ok_or(Outcome::CopyMalformed)?;
+fn udp(header: &mut UdpHdr, neighbor: &Neighbor, mut delta: Delta) {
     delta.change16(u16::from_ne_bytes(header.dst), u16::from_ne_bytes(neighbor.udp_port));
     header.dst = neighbor.udp_port;
     if header.check != [0; 2] {
         header.check = delta.apply_udp(header.check);
     }
-    Ok(())
 }
