@@ -14,3 +14,6 @@ pub const DEFAULT_UDP_PORT: u16 = 8138;
 
 /// Ethertype of BIER straight over Ethernet (RFC 8296, section 3, and the IEEE registry).
 pub const ETHERTYPE_BIER: u16 = 0xAB37;
+
+/// Version of the maps' layout: programs and maps of another version never meet, since it is part of the pin path.
+pub const LAYOUT_VERSION: u32 = 1;

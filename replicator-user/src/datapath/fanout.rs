@@ -1,0 +1,163 @@
+//! Fan-out maps: made before a table needs them, shared by the tables that need the same.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd as _, AsRawFd, OwnedFd, RawFd},
+    time::Duration,
+};
+
+use aya::{
+    Ebpf,
+    maps::{DevMap, Map, MapData, MapError},
+    programs::ProgramFd,
+};
+
+use super::{DatapathError, REST, map, pool::Pool};
+use crate::bift::FanOutGroup;
+
+const NAME: &str = "FANOUTS";
+
+/// Maps put in place by one call. Each call costs an RCU grace period, 8 to 10 ms; each map is an open file until then.
+const BATCH: usize = 256;
+
+/// A group's first index and the tables that use it.
+struct Group {
+    first: u32,
+    users: usize,
+}
+
+pub(super) struct FanOuts {
+    /// The outer map.
+    outer: MapData,
+    rewrite: ProgramFd,
+    pool: Pool,
+    groups: HashMap<FanOutGroup, Group>,
+}
+
+impl FanOuts {
+    pub(super) fn new(ebpf: &mut Ebpf, rewrite: ProgramFd) -> Result<Self, DatapathError> {
+        let Map::ArrayOfMaps(data) = map(ebpf, NAME)? else {
+            return Err(DatapathError::MapKind { name: NAME, expected: "array of maps" });
+        };
+        let error = |source| DatapathError::Map { name: NAME, source };
+        let entries = data.info().map_err(error)?.max_entries() as usize;
+        let fd = data.fd().as_fd().try_clone_to_owned().map_err(DatapathError::FanOut)?;
+        let outer = MapData::from_fd(fd).map_err(error)?;
+        Ok(Self { outer, rewrite, pool: Pool::new(entries, REST), groups: HashMap::new() })
+    }
+
+    /// Index of the group's first map. The maps are in place when this returns.
+    pub(super) fn acquire(&mut self, wanted: &FanOutGroup, now: Duration) -> Result<u32, DatapathError> {
+        if let Some(group) = self.groups.get_mut(wanted) {
+            group.users += 1;
+            return Ok(group.first);
+        }
+        let indices = wanted.len() as usize;
+        let range = match self.pool.take(indices, now) {
+            Some(range) => range,
+            None => {
+                self.forget_unused(now);
+                return Err(DatapathError::Full { what: "fan-out maps", need: indices });
+            }
+        };
+        if let Err(error) = self.make(range.start, wanted) {
+            self.pool.give(range, now);
+            return Err(error);
+        }
+        self.groups.insert(wanted.clone(), Group { first: range.start, users: 1 });
+        Ok(range.start)
+    }
+
+    /// A table less uses the group. Its maps stay for the next one.
+    pub(super) fn release(&mut self, group: &FanOutGroup) {
+        if let Some(group) = self.groups.get_mut(group) {
+            group.users -= 1;
+        }
+    }
+
+    fn forget_unused(&mut self, now: Duration) {
+        let pool = &mut self.pool;
+        self.groups.retain(|group, state| {
+            if state.users == 0 {
+                pool.give(state.first..state.first + group.len(), now);
+            }
+            state.users > 0
+        });
+    }
+
+    fn make(&mut self, first: u32, group: &FanOutGroup) -> Result<(), DatapathError> {
+        let wanted: Vec<_> = (first..).zip(group.maps()).filter(|(_, copies)| !copies.is_empty()).collect();
+        for batch in wanted.chunks(BATCH) {
+            let maps = batch.iter().map(|(_, copies)| self.fan_out(copies)).collect::<Result<Vec<_>, _>>()?;
+            let indices: Vec<u32> = batch.iter().map(|(index, _)| *index).collect();
+            let fds: Vec<RawFd> = maps.iter().map(AsRawFd::as_raw_fd).collect();
+            update_batch(self.outer.fd().as_fd().as_raw_fd(), &indices, &fds)
+                .map_err(DatapathError::FanOut)?;
+        }
+        Ok(())
+    }
+
+    /// A map with as many entries as copies, since a broadcast walks all entries there are.
+    fn fan_out(&self, copies: &[(u32, u32)]) -> Result<OwnedFd, DatapathError> {
+        let map_error = |source| DatapathError::Map { name: NAME, source };
+        let data = create(copies.iter().map(|(_, copies)| copies).sum()).map_err(map_error)?;
+        let fd = data.fd().as_fd().try_clone_to_owned().map_err(DatapathError::FanOut)?;
+        let mut map = DevMap::try_from(Map::DevMap(data)).map_err(map_error)?;
+        let devices = copies.iter().flat_map(|&(ifindex, copies)| (0..copies).map(move |_| ifindex));
+        for (index, ifindex) in (0..).zip(devices) {
+            map.set(index, ifindex, Some(&self.rewrite), 0)
+                .map_err(|error| DatapathError::FanOut(io::Error::other(error)))?;
+        }
+        Ok(fd)
+    }
+}
+
+fn create(entries: u32) -> Result<MapData, MapError> {
+    let definition = aya_obj::Map::new_from_params(
+        aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_DEVMAP as u32,
+        size_of::<u32>() as u32,
+        size_of::<aya_obj::generated::bpf_devmap_val>() as u32,
+        entries,
+        0,
+    );
+    MapData::create(definition, "fan_out", None)
+}
+
+/// `union bpf_attr` of the batch commands.
+#[repr(C)]
+struct BatchAttributes {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Puts maps into an outer map, all for one RCU grace period.
+fn update_batch(outer: RawFd, indices: &[u32], maps: &[RawFd]) -> io::Result<()> {
+    debug_assert_eq!(indices.len(), maps.len());
+    let attributes = BatchAttributes {
+        in_batch: 0,
+        out_batch: 0,
+        keys: indices.as_ptr() as u64,
+        values: maps.as_ptr() as u64,
+        count: indices.len() as u32,
+        map_fd: outer as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: keys and values are as many as `count` says, and the kernel only reads them.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            aya_obj::generated::bpf_cmd::BPF_MAP_UPDATE_BATCH,
+            &raw const attributes,
+            size_of::<BatchAttributes>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

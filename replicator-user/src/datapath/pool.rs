@@ -1,0 +1,101 @@
+//! Which entries of a pool are taken. What is given back rests for a time: a copy in flight may still read it.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::Range,
+    time::Duration,
+};
+
+/// A pool's free ranges, and those at rest. Time is whatever the caller counts, always ascending.
+#[derive(Debug)]
+pub(super) struct Pool {
+    /// Start -> end of each free range; neighboring ranges are joined.
+    free: BTreeMap<u32, u32>,
+    /// Given back, oldest first, with the time from which they may be taken.
+    resting: VecDeque<(Duration, Range<u32>)>,
+    rest: Duration,
+}
+
+impl Pool {
+    /// A pool of so many entries, whose entries rest for `rest` after use.
+    pub(super) fn new(entries: usize, rest: Duration) -> Self {
+        Self { free: BTreeMap::from([(0, entries as u32)]), resting: VecDeque::new(), rest }
+    }
+
+    /// Takes `entries` neighboring entries: the first place with room. `None` where there is none at this time.
+    pub(super) fn take(&mut self, entries: usize, now: Duration) -> Option<Range<u32>> {
+        while let Some((_, range)) = self.resting.pop_front_if(|(until, _)| *until <= now) {
+            self.join(range);
+        }
+        let entries = u32::try_from(entries).ok()?;
+        let (&start, &end) = self.free.iter().find(|&(&start, &end)| end - start >= entries)?;
+        self.free.remove(&start);
+        if start + entries < end {
+            self.free.insert(start + entries, end);
+        }
+        Some(start..start + entries)
+    }
+
+    /// Gives a range back.
+    pub(super) fn give(&mut self, range: Range<u32>, now: Duration) {
+        if !range.is_empty() {
+            self.resting.push_back((now + self.rest, range));
+        }
+    }
+
+    fn join(&mut self, Range { mut start, mut end }: Range<u32>) {
+        if let Some(next) = self.free.remove(&end) {
+            end = next;
+        }
+        if let Some((&before, &until)) = self.free.range(..start).next_back()
+            && until == start
+        {
+            start = before;
+        }
+        self.free.insert(start, end);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REST: Duration = Duration::from_secs(1);
+
+    fn at(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn nothing_is_taken_twice_or_before_its_rest() {
+        let mut pool = Pool::new(10, REST);
+        assert_eq!(pool.take(4, at(0)), Some(0..4));
+        assert_eq!(pool.take(6, at(0)), Some(4..10));
+        assert_eq!(pool.take(1, at(0)), None);
+        pool.give(0..4, at(500));
+        assert_eq!(pool.take(4, at(1499)), None);
+        assert_eq!(pool.take(4, at(1500)), Some(0..4));
+    }
+
+    #[test]
+    fn neighbors_are_joined_in_any_order() {
+        for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1]] {
+            let mut pool = Pool::new(9, REST);
+            let ranges = [0..3, 3..6, 6..9];
+            assert_eq!(pool.take(9, at(0)), Some(0..9));
+            for i in order {
+                pool.give(ranges[i].clone(), at(0));
+            }
+            assert_eq!(pool.take(9, at(1000)), Some(0..9), "{order:?}");
+        }
+    }
+
+    #[test]
+    fn more_than_there_is() {
+        let mut pool = Pool::new(3, REST);
+        assert_eq!(pool.take(4, at(0)), None);
+        assert_eq!(pool.take(usize::MAX, at(0)), None);
+        assert_eq!(pool.take(0, at(0)), Some(0..0));
+        assert_eq!(pool.take(3, at(0)), Some(0..3));
+    }
+}
