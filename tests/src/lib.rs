@@ -1,1 +1,5 @@
-//! The laboratory: hosts in network namespaces of this machine, links between them, a daemon in one of them.
+//! What the integration tests and the demo stand on: hosts on this machine, and the daemon in one of them.
+
+pub mod bier;
+pub mod rig;
+pub mod wire;

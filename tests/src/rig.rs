@@ -1,0 +1,228 @@
+//! A datapath in a namespace, filled by hand: what the daemon would do, without the daemon.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context as _;
+use replicator_common::{
+    bier::{BiftId, BitStringLength},
+    neighbor::{Encapsulation, Endpoint, Neighbor, VlanTag, role},
+    outcome::Outcome,
+};
+use replicator_user::{
+    bift::{Birt, Destination, NeighborId},
+    datapath::{Datapath, LoadOptions, MemberPlace, Mode, Pins},
+};
+
+use crate::{
+    bier::{Carrier, Frame},
+    wire::{Device, Wire},
+};
+
+/// Who sends to this host in the tests.
+pub const SENDER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
+/// The sender's IPv4 address.
+pub const SENDER_IPV4: [u8; 4] = [10, 0, 0, 254];
+/// The sender's IPv6 address.
+pub const SENDER_IPV6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xfe];
+/// This host's IPv4 address.
+pub const OWN_IPV4: [u8; 4] = [10, 0, 0, 1];
+/// This host's IPv6 address.
+pub const OWN_IPV6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+/// Port that neighbors listen on: not the default, so that a copy that kept its own is seen.
+pub const NEIGHBOR_PORT: u16 = 9_000;
+/// Hop limit of copies.
+pub const HOP_LIMIT: u8 = 61;
+
+/// The datapath and what was put into it.
+pub struct Rig {
+    /// The namespace it lives in.
+    pub wire: Wire,
+    /// The datapath.
+    pub datapath: Datapath,
+    /// Remote neighbors by index.
+    pub neighbors: BTreeMap<usize, Neighbor>,
+    local: Option<u32>,
+    endpoints: Vec<(Endpoint, u32)>,
+}
+
+impl Rig {
+    /// A datapath in a new namespace of this thread, with the sender allowed and this host's addresses known.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn new() -> anyhow::Result<Self> {
+        let wire = Wire::enter()?;
+        let object = std::env::var("REPLICATOR_EBPF_OBJECT")
+            .context("REPLICATOR_EBPF_OBJECT names no eBPF object; run the tests with `cargo xtask test`")?;
+        let object = std::fs::read(&object).with_context(|| format!("cannot read {object}"))?;
+        let datapath = Datapath::load(&object, &LoadOptions { udp_port: 8138, trace_drops: false })?;
+        let mut rig = Self { wire, datapath, neighbors: BTreeMap::new(), local: None, endpoints: Vec::new() };
+        rig.allow([
+            (Endpoint::ipv4(SENDER_IPV4), role::SOURCE),
+            (Endpoint::ipv6(SENDER_IPV6), role::SOURCE),
+            (Endpoint::mac(SENDER_MAC), role::SOURCE),
+            (Endpoint::ipv4(OWN_IPV4), role::OWN),
+            (Endpoint::ipv6(OWN_IPV6), role::OWN),
+        ])?;
+        Ok(rig)
+    }
+
+    /// Adds endpoints with roles.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn allow(&mut self, endpoints: impl IntoIterator<Item = (Endpoint, u32)>) -> anyhow::Result<()> {
+        self.endpoints.extend(endpoints);
+        Ok(self.datapath.admission().set_endpoints(self.endpoints.iter().copied())?)
+    }
+
+    /// Puts `replicate` on a device; its MAC is this host's.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn attach(&mut self, device: &Device, mode: Mode) -> anyhow::Result<()> {
+        self.allow([(Endpoint::mac(device.mac), role::OWN)])?;
+        let nowhere = Pins::new("/nonexistent".as_ref());
+        Ok(self.datapath.attach(&nowhere, device.ifindex, &device.name, mode)?)
+    }
+
+    /// Copies for this host's own stack leave on this device.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn set_local(&mut self, device: &Device, stack: [u8; 6]) -> anyhow::Result<()> {
+        self.local = Some(device.ifindex);
+        for encapsulation in [Encapsulation::Ipv4, Encapsulation::Ipv6, Encapsulation::Ethernet] {
+            let mut neighbor = Neighbor {
+                macs: macs(stack, device.mac),
+                udp_port: 8138_u16.to_be_bytes(),
+                hop_limit: HOP_LIMIT,
+                encapsulation: encapsulation as u8,
+                ifindex: device.ifindex,
+                ..Neighbor::default()
+            };
+            match encapsulation {
+                Encapsulation::Ipv4 => {
+                    neighbor.source_ip[..4].copy_from_slice(&[169, 254, 81, 2]);
+                    neighbor.destination_ip[..4].copy_from_slice(&OWN_IPV4);
+                }
+                _ => {
+                    neighbor.source_ip = [0xfd, 0, 0x81, 0x38, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+                    neighbor.destination_ip = OWN_IPV6;
+                }
+            }
+            self.datapath.set_neighbor(NeighborId::local(encapsulation).get(), Some(&neighbor))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a neighbor behind a device: number `index`, with addresses made of it.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn neighbor(
+        &mut self,
+        index: usize,
+        device: &Device,
+        encapsulation: Encapsulation,
+        vlans: &[u16],
+    ) -> anyhow::Result<()> {
+        let n = index as u8;
+        let mut neighbor = Neighbor {
+            macs: macs([2, 0, 0, 1, 0, n], device.mac),
+            udp_port: NEIGHBOR_PORT.to_be_bytes(),
+            hop_limit: HOP_LIMIT,
+            encapsulation: encapsulation as u8,
+            ifindex: device.ifindex,
+            tag_count: vlans.len() as u8,
+            ..Neighbor::default()
+        };
+        for (tag, id) in neighbor.tags.iter_mut().zip(vlans) {
+            *tag = VlanTag { protocol: [0x81, 0x00], id: id.to_be_bytes() };
+        }
+        match encapsulation {
+            Encapsulation::Ipv4 => {
+                neighbor.source_ip[..4].copy_from_slice(&OWN_IPV4);
+                neighbor.destination_ip[..4].copy_from_slice(&[10, 0, 1, n]);
+            }
+            Encapsulation::Ipv6 => {
+                neighbor.source_ip = OWN_IPV6;
+                neighbor.destination_ip = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, n];
+            }
+            Encapsulation::Ethernet => {}
+        }
+        let id = NeighborId::remote(index).context("too many neighbors")?;
+        self.datapath.set_neighbor(id.get(), Some(&neighbor))?;
+        self.neighbors.insert(index, neighbor);
+        Ok(())
+    }
+
+    /// Puts a table in force: for each bit, bit 1 first, the neighbors that reach it.
+    ///
+    /// # Errors
+    /// Where the datapath refuses.
+    pub fn table(
+        &mut self,
+        id: u32,
+        length: BitStringLength,
+        rows: Vec<Vec<Destination>>,
+    ) -> anyhow::Result<()> {
+        let birt = Birt::new(length, rows, None)?;
+        let places: Vec<_> = birt
+            .neighbors()
+            .iter()
+            .map(|id| MemberPlace {
+                neighbor: id.get(),
+                ifindex: self.neighbors[&id.remote_index().expect("remote")].ifindex,
+            })
+            .collect();
+        let local = self.local.filter(|_| birt.has_local());
+        let id = BiftId::new(id).context("20 bits")?;
+        Ok(self.datapath.install(&[id], &birt.compile(), &places, local)?)
+    }
+
+    /// How often an outcome occurred.
+    pub fn count(&self, outcome: Outcome) -> u64 {
+        self.datapath.counters().expect("counters").of(outcome)
+    }
+
+    /// What neighbor `index` should get of a frame: the bits that are left for it.
+    pub fn copy(&self, frame: &Frame, index: usize, bits: Vec<usize>) -> Frame {
+        let neighbor = &self.neighbors[&index];
+        let mut copy = Frame { bits, ..frame.clone() };
+        copy.header[3] -= 1;
+        let (destination, source) = neighbor.macs.split_at(6);
+        copy.destination = destination.try_into().expect("six bytes");
+        copy.source = source.try_into().expect("six bytes");
+        let n = index as u8;
+        match &mut copy.carrier {
+            Carrier::Ipv4(source, destination, _, ttl) => {
+                (*source, *destination, *ttl) = (OWN_IPV4, [10, 0, 1, n], HOP_LIMIT);
+            }
+            Carrier::Ipv6(source, destination, _, hop_limit) => {
+                let to = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, n];
+                (*source, *destination, *hop_limit) = (OWN_IPV6, to, HOP_LIMIT);
+            }
+            Carrier::Ethernet => {}
+        }
+        if copy.carrier != Carrier::Ethernet {
+            copy.ports.1 = NEIGHBOR_PORT;
+        }
+        for (tag, new) in copy.tags.iter_mut().zip(&neighbor.tags) {
+            *tag = (u16::from_be_bytes(new.protocol), tag.1 & 0xf000 | u16::from_be_bytes(new.id));
+        }
+        copy
+    }
+}
+
+fn macs(destination: [u8; 6], source: [u8; 6]) -> [u8; 12] {
+    let mut macs = [0; 12];
+    macs[..6].copy_from_slice(&destination);
+    macs[6..].copy_from_slice(&source);
+    macs
+}
+
+/// The way to remote neighbor `index`.
+pub fn to(index: usize) -> Destination {
+    Destination::Neighbor(NeighborId::remote(index).expect("few neighbors"))
+}

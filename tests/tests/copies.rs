@@ -1,0 +1,136 @@
+//! Which copies leave, and what is in them.
+
+use replicator_common::{bier::BitStringLength, neighbor::Encapsulation, outcome::Outcome};
+use replicator_tests::{
+    bier::{Carrier, Frame, header},
+    rig::{OWN_IPV4, OWN_IPV6, Rig, SENDER_IPV4, SENDER_IPV6, SENDER_MAC, to},
+    wire::Device,
+};
+use replicator_user::datapath::Mode;
+
+const NODES: usize = 8;
+
+fn carrier(encapsulation: Encapsulation) -> Carrier {
+    match encapsulation {
+        // DSCP 46, ECN 1: both must survive.
+        Encapsulation::Ipv4 => Carrier::Ipv4(SENDER_IPV4, OWN_IPV4, 46 << 2 | 1, 3),
+        Encapsulation::Ipv6 => Carrier::Ipv6(SENDER_IPV6, OWN_IPV6, 46 << 2 | 1, 3),
+        Encapsulation::Ethernet => Carrier::Ethernet,
+    }
+}
+
+fn frame(
+    device: &Device,
+    encapsulation: Encapsulation,
+    length: usize,
+    bits: Vec<usize>,
+    tags: &[(u16, u16)],
+) -> Frame {
+    let ports = if encapsulation == Encapsulation::Ethernet { (0, 0) } else { (40_000, 8138) };
+    Frame {
+        destination: device.mac,
+        source: SENDER_MAC,
+        tags: tags.to_vec(),
+        carrier: carrier(encapsulation),
+        ports,
+        checksum: encapsulation == Encapsulation::Ipv6,
+        header: header(0x1234, 17, length, 0),
+        bits,
+        length,
+        payload: (0..201).map(|i| i as u8).collect(),
+    }
+}
+
+/// Sends a frame and compares what comes out with one copy for each node that hosts a bit; bit b is at node (b-1) % 8.
+fn replicate(mode: Mode, encapsulation: Encapsulation, vlans: &[u16], checksum: bool) {
+    let mut rig = Rig::new().unwrap();
+    let (uplink, port) = rig.wire.pair("uplink").unwrap();
+    rig.attach(&uplink, mode).unwrap();
+    for node in 0..NODES {
+        rig.neighbor(node, &uplink, encapsulation, &vlans.iter().map(|id| id + 1).collect::<Vec<_>>())
+            .unwrap();
+    }
+    let tags: Vec<_> = vlans.iter().map(|id| (0x8100, 5 << 13 | id)).collect();
+    for length in BitStringLength::ALL {
+        let bits = length.bits();
+        rig.table(0x1234, length, (0..bits).map(|bit| vec![to(bit % NODES)]).collect()).unwrap();
+        for set in
+            [vec![1], vec![bits], vec![3, 4, 11], (1..=bits).step_by(3).collect(), (1..=bits).collect()]
+        {
+            let mut frame = frame(&uplink, encapsulation, bits, set, &tags);
+            frame.checksum |= checksum;
+            let mut expected: Vec<_> = (0..NODES)
+                .map(|node| {
+                    (
+                        node,
+                        frame
+                            .bits
+                            .iter()
+                            .copied()
+                            .filter(|bit| (bit - 1) % NODES == node)
+                            .collect::<Vec<_>>(),
+                    )
+                })
+                .filter(|(_, bits)| !bits.is_empty())
+                .map(|(node, bits)| rig.copy(&frame, node, bits))
+                .collect();
+            port.send(&frame.to_bytes()).unwrap();
+            let mut copies: Vec<_> = port
+                .receive(expected.len())
+                .unwrap()
+                .iter()
+                .map(|copy| Frame::parse(copy).unwrap())
+                .collect();
+            copies.sort_by_key(|copy| copy.destination);
+            expected.sort_by_key(|copy| copy.destination);
+            assert_eq!(copies, expected, "{bits} bits, {:?}", frame.bits);
+        }
+    }
+    assert_eq!(rig.count(Outcome::Replicated), 25);
+    assert_eq!(rig.count(Outcome::Planned), rig.count(Outcome::Sent));
+}
+
+#[test]
+fn native_ipv4() {
+    replicate(Mode::Native, Encapsulation::Ipv4, &[], false);
+}
+
+#[test]
+fn native_ipv4_with_checksum() {
+    replicate(Mode::Native, Encapsulation::Ipv4, &[], true);
+}
+
+#[test]
+fn native_ipv6() {
+    replicate(Mode::Native, Encapsulation::Ipv6, &[], true);
+}
+
+#[test]
+fn native_ethernet() {
+    replicate(Mode::Native, Encapsulation::Ethernet, &[], false);
+}
+
+#[test]
+fn native_one_vlan_tag() {
+    replicate(Mode::Native, Encapsulation::Ipv4, &[100], false);
+}
+
+#[test]
+fn native_two_vlan_tags() {
+    replicate(Mode::Native, Encapsulation::Ipv6, &[100, 200], true);
+}
+
+#[test]
+fn generic_ipv4() {
+    replicate(Mode::Generic, Encapsulation::Ipv4, &[], false);
+}
+
+#[test]
+fn generic_ipv6() {
+    replicate(Mode::Generic, Encapsulation::Ipv6, &[], true);
+}
+
+#[test]
+fn generic_ethernet() {
+    replicate(Mode::Generic, Encapsulation::Ethernet, &[], false);
+}
