@@ -213,12 +213,16 @@ impl Port {
 /// The VLAN tag that the kernel took out of a received frame: protocol and control information.
 fn tag(message: &libc::msghdr) -> Option<[u16; 2]> {
     // SAFETY: the kernel filled in the control messages.
-    let header = unsafe { libc::CMSG_FIRSTHDR(message).as_ref() }?;
+    let header = unsafe { libc::CMSG_FIRSTHDR(message) };
+    // SAFETY: null, or within the buffer that outlives the message.
+    let header = unsafe { header.as_ref() }?;
     if header.cmsg_level != libc::SOL_PACKET || header.cmsg_type != libc::PACKET_AUXDATA {
         return None;
     }
-    // SAFETY: a message of this type holds this struct.
-    let data = unsafe { libc::CMSG_DATA(header).cast::<libc::tpacket_auxdata>().read_unaligned() };
+    // SAFETY: a header of this type is followed by this struct.
+    let data = unsafe { libc::CMSG_DATA(header) }.cast::<libc::tpacket_auxdata>();
+    // SAFETY: as above.
+    let data = unsafe { data.read_unaligned() };
     (data.tp_status & libc::TP_STATUS_VLAN_VALID != 0).then_some([data.tp_vlan_tpid, data.tp_vlan_tci])
 }
 
