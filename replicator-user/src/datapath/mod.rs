@@ -1,1 +1,3 @@
 //! The programs and maps in the kernel.
+
+pub mod object;
