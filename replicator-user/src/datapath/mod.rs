@@ -6,6 +6,7 @@ mod counters;
 mod fanout;
 mod mapped;
 mod neighbors;
+pub mod object;
 mod pins;
 mod pool;
 mod tables;
