@@ -1,0 +1,81 @@
+//! The command line: one file for each command.
+
+mod detach;
+mod run;
+mod stats;
+mod status;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+
+/// Where programs, maps and links are pinned unless told otherwise.
+const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/replicator";
+
+/// XDP multicast replicator for Mixture-of-Experts inference: one frame for a set of experts in, one copy for each node
+/// that hosts one of them out.
+#[derive(Parser)]
+#[command(name = "replicator", version, about, max_term_width = 100)]
+#[command(after_help = "Exit status: 0 done, 1 something failed, 2 the command line is wrong.\n\n\
+    Start with `replicator doctor`, write a configuration (configs/ has one for each way of use), `replicator check` it, \
+    and `replicator run` it.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Run),
+    Status(status::StatusArgs),
+    Stats(stats::Stats),
+    Detach(detach::Detach),
+    /// Print a completion script for a shell
+    ///
+    /// For example: replicator completions bash > /etc/bash_completion.d/replicator
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write a manual page for each command
+    Man {
+        /// The folder to write to; it is made if it is not there
+        folder: PathBuf,
+    },
+}
+
+/// Which replicator of this host is meant.
+#[derive(Args, Clone)]
+struct Instance {
+    /// Where it is pinned (`pin-path` of its configuration)
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_PIN_PATH)]
+    pin_path: PathBuf,
+}
+
+/// Runs the command that the process was started with.
+pub(crate) fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(run) => run.run(),
+        Command::Status(status) => status.run(),
+        Command::Stats(stats) => stats.run(),
+        Command::Detach(detach) => detach.run(),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "replicator", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man { folder } => man(&folder),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn man(folder: &std::path::Path) -> anyhow::Result<ExitCode> {
+    use anyhow::Context as _;
+    std::fs::create_dir_all(folder)
+        .and_then(|()| clap_mangen::generate_to(Cli::command(), folder))
+        .with_context(|| format!("cannot write manual pages to {}", folder.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
