@@ -1,0 +1,3 @@
+//! What the subcommands of `replicator` take and print.
+
+pub mod check;
