@@ -684,8 +684,8 @@ fn hostile_texts_are_refused_soon() {
     assert_eq!(found.len(), 51);
     assert!(found[49].starts_with("f:50:1: unknown key `key49`"), "{}", found[49]);
     assert_eq!(found[50], "f: and 9950 more", "no more than 10,000 are counted");
-    // Generous: a debug build on a busy machine takes a few seconds.
-    assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
+    // Generous: ten seconds in a debug build on a busy machine, and minutes without the bounds.
+    assert!(started.elapsed().as_secs() < 120, "{:?}", started.elapsed());
 }
 
 #[test]
