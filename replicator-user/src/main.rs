@@ -1,9 +1,7 @@
 //! The command `replicator`.
 
-mod cli;
-
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    cli::main()
+    replicator_user::cli::main()
 }

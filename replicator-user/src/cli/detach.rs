@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
-use replicator_user::{
+use crate::{
     config,
     daemon::status,
     datapath::{DatapathError, Pins},

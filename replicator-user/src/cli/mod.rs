@@ -1,5 +1,6 @@
 //! The command line: one file for each command.
 
+pub mod check;
 mod detach;
 mod run;
 mod stats;
@@ -28,6 +29,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Run(run::Run),
+    /// Validate a configuration and say what it would do; needs no root
+    Check(check::Args),
     Status(status::StatusArgs),
     Stats(stats::Stats),
     Detach(detach::Detach),
@@ -54,9 +57,12 @@ struct Instance {
 }
 
 /// Runs the command that the process was started with.
-pub(crate) fn main() -> ExitCode {
+pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(run) => run.run(),
+        Command::Check(args) => {
+            check::run(&args, &mut std::io::stdout(), &mut std::io::stderr()).map_err(Into::into)
+        }
         Command::Status(status) => status.run(),
         Command::Stats(stats) => stats.run(),
         Command::Detach(detach) => detach.run(),

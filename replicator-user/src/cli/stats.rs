@@ -7,7 +7,7 @@ use replicator_common::{
     neighbor::FIRST_REMOTE_NEIGHBOR,
     outcome::{Outcome, Unit},
 };
-use replicator_user::{
+use crate::{
     daemon::status,
     datapath::{Counters, Pins},
 };

@@ -4,7 +4,7 @@ use std::{path::Path, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::Args;
-use replicator_user::{
+use crate::{
     daemon::status::{self, NeighborResolution, Status},
     datapath::{DatapathError, Pins},
 };

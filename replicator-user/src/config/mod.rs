@@ -30,6 +30,7 @@ pub use address::{AddressError, InterfaceName, Link, MacAddr, Source};
 pub use fault::{ConfigError, Fault, Faults};
 pub use schema::KEYS;
 pub use usage::Usage;
+pub(crate) use usage::{Devices, fanout_cost};
 
 use crate::bift::{Birt, NeighborId};
 pub use crate::datapath::Mode;
