@@ -147,17 +147,18 @@ impl Packet {
         })
     }
 
-    /// Whether every length agrees. Returns how many bytes the BIER packet has, header included.
+    /// Whether every length agrees in a frame of `frame_bytes`, of which `frame` is the linear part. Returns how many
+    /// bytes the BIER packet has, header included.
     ///
     /// # Errors
     /// The outcome of a frame that is not replicated for what its network and transport headers say.
     #[inline(always)]
-    pub fn bier_bytes(&self, frame: &Frame<'_>) -> Result<usize, Outcome> {
+    pub fn bier_bytes(&self, frame: &Frame<'_>, frame_bytes: usize) -> Result<usize, Outcome> {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
         let behind_network = match self.encapsulation {
-            Encapsulation::Ethernet => return Ok(frame.len() - self.network_offset),
+            Encapsulation::Ethernet => return Ok(frame_bytes - self.network_offset),
             Encapsulation::Ipv4 => {
                 let header = frame.at::<Ipv4Hdr>(self.network_offset).ok_or(Outcome::Malformed)?;
                 (header.tot_len() as usize).checked_sub(size_of::<Ipv4Hdr>()).ok_or(Outcome::Malformed)?
@@ -168,7 +169,7 @@ impl Packet {
         };
         let udp = frame.at::<UdpHdr>(self.udp_offset()).ok_or(Outcome::Malformed)?;
         // A frame may be longer than its packet (Ethernet pads to 60 bytes), never shorter.
-        if udp.len() as usize != behind_network || self.udp_offset() + behind_network > frame.len() {
+        if udp.len() as usize != behind_network || self.udp_offset() + behind_network > frame_bytes {
             return Err(Outcome::Malformed);
         }
         behind_network.checked_sub(size_of::<UdpHdr>()).ok_or(Outcome::Malformed)

@@ -2,13 +2,13 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::Args;
 use crate::{
     config,
     daemon::status,
     datapath::{DatapathError, Pins},
     host::{Netlink, origin},
 };
+use clap::Args;
 
 use super::Instance;
 

@@ -2,9 +2,9 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use crate::{config, daemon::Daemon};
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use crate::{config, daemon::Daemon};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;

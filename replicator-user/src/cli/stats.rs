@@ -2,14 +2,14 @@
 
 use std::{collections::BTreeMap, process::ExitCode, thread, time::Duration};
 
+use crate::{
+    daemon::status,
+    datapath::{Counters, Pins},
+};
 use clap::Args;
 use replicator_common::{
     neighbor::FIRST_REMOTE_NEIGHBOR,
     outcome::{Outcome, Unit},
-};
-use crate::{
-    daemon::status,
-    datapath::{Counters, Pins},
 };
 use serde::Serialize;
 
@@ -101,12 +101,15 @@ impl Report {
     fn text(&self, last: Option<&Self>, seconds: u64) -> String {
         let mut text = String::new();
         let rate = |now: u64, before: Option<u64>| {
-            before.map_or_else(String::new, |before| format!("{:>12}/s", now.saturating_sub(before) / seconds))
+            before
+                .map_or_else(String::new, |before| format!("{:>12}/s", now.saturating_sub(before) / seconds))
         };
         for (unit, title) in [(Unit::Frame, "frames"), (Unit::Copy, "copies"), (Unit::Bit, "bits")] {
             let of_unit = Outcome::ALL.iter().filter(|outcome| outcome.unit() == unit);
-            let counts: Vec<_> =
-                of_unit.map(|outcome| (outcome, self.outcomes[outcome.label()])).filter(|(_, n)| *n > 0).collect();
+            let counts: Vec<_> = of_unit
+                .map(|outcome| (outcome, self.outcomes[outcome.label()]))
+                .filter(|(_, n)| *n > 0)
+                .collect();
             if counts.is_empty() {
                 continue;
             }

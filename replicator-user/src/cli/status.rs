@@ -2,12 +2,12 @@
 
 use std::{path::Path, process::ExitCode};
 
-use anyhow::Context as _;
-use clap::Args;
 use crate::{
     daemon::status::{self, NeighborResolution, Status},
     datapath::{DatapathError, Pins},
 };
+use anyhow::Context as _;
+use clap::Args;
 use serde::Serialize;
 
 use super::Instance;

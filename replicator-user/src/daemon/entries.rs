@@ -69,10 +69,7 @@ fn over(base: Neighbor, encapsulation: Encapsulation, source: IpAddr, destinatio
 
 /// The single addresses that may send or are this host's. A replicator is an amplifier: without a configured source,
 /// only the neighbors may send, straight Ethernet from the MAC addresses of those that speak it.
-pub(super) fn endpoints(
-    config: &Config,
-    own: &OwnAddresses,
-) -> BTreeSet<(u32, [u8; 16], u32)> {
+pub(super) fn endpoints(config: &Config, own: &OwnAddresses) -> BTreeSet<(u32, [u8; 16], u32)> {
     let neighbors = config.neighbors.iter().map(|neighbor| match neighbor.hop {
         NextHop::Udp { address, .. } => endpoint(address),
         NextHop::Ethernet { mac, .. } => Endpoint::mac(mac.octets()),

@@ -25,8 +25,7 @@ use crate::{
     host::{
         self, MacAddr, Netlink,
         address::OwnAddresses,
-        bpffs,
-        link,
+        bpffs, link,
         origin::{self, Origin, OriginConfig, OriginSubnet},
         preflight::{self, Role, Severity},
         resolver::{Change, Resolution, Resolver, Target},
@@ -115,9 +114,10 @@ impl Daemon {
         // Where a neighbor is looked for until the host says where it is: its copies are counted as unresolved there.
         let first = config.interfaces.first().and_then(|name| index(name.as_str()));
         let first = first.or(origin.as_ref().map(|origin| origin.ifindex)).unwrap_or(0);
-        let devices = config.neighbors.iter().map(|neighbor| {
-            neighbor.interface().and_then(|name| index(name.as_str())).unwrap_or(first)
-        });
+        let devices = config
+            .neighbors
+            .iter()
+            .map(|neighbor| neighbor.interface().and_then(|name| index(name.as_str())).unwrap_or(first));
         let roster = Roster::new(devices);
         let targets = config.neighbors.iter().zip(0..).map(|(neighbor, id)| target(neighbor, id)).collect();
         if let Some(origin) = &origin {
@@ -200,7 +200,8 @@ impl Daemon {
 
     /// What a service manager shows: one line.
     pub fn summary(&self) -> String {
-        let ready = self.resolutions.iter().filter(|resolution| matches!(resolution, Resolution::Ready { .. }));
+        let ready =
+            self.resolutions.iter().filter(|resolution| matches!(resolution, Resolution::Ready { .. }));
         format!(
             "{} tables, {} of {} neighbors resolved, {} interfaces",
             self.config.tables.len(),
