@@ -13,7 +13,8 @@ use super::Error;
 /// Where it is mounted by custom.
 pub const MOUNT_POINT: &str = "/sys/fs/bpf";
 
-/// Makes a directory to pin in. Mounts the file system at [`MOUNT_POINT`] if the path is below and nothing is there.
+/// Makes a directory to pin in. Mounts the file system at [`MOUNT_POINT`] if the path is below and nothing is
+/// there.
 ///
 /// # Errors
 ///
@@ -29,8 +30,8 @@ pub fn ensure(directory: &Path) -> Result<(), Error> {
     let existing = existing_ancestor(directory);
     if !is_bpffs(existing)? {
         return Err(Error::Unfit(format!(
-            "{} is not on a BPF file system ({} is not one): choose a path below {MOUNT_POINT}, or mount one with `mount \
-             -t bpf bpf DIR`",
+            "{} is not on a BPF file system ({} is not one): choose a path below {MOUNT_POINT}, or mount one \
+             with `mount -t bpf bpf DIR`",
             directory.display(),
             existing.display()
         )));
@@ -57,7 +58,8 @@ fn check(directory: &Path) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::Unfit(format!(
-        "{}: a directory for pins is an absolute path without '.' in its parts, as {MOUNT_POINT}/replicator is",
+        "{}: a directory for pins is an absolute path without '.' in its parts, as {MOUNT_POINT}/replicator \
+         is",
         directory.display()
     )))
 }
@@ -88,8 +90,8 @@ fn mount() -> Result<(), Error> {
     };
     if status < 0 {
         return Err(Error::Unfit(format!(
-            "no BPF file system is mounted at {MOUNT_POINT}, and mounting one failed ({}): it takes CAP_SYS_ADMIN; have \
-             it mounted with `mount -t bpf bpf {MOUNT_POINT}`",
+            "no BPF file system is mounted at {MOUNT_POINT}, and mounting one failed ({}): it takes \
+             CAP_SYS_ADMIN; have it mounted with `mount -t bpf bpf {MOUNT_POINT}`",
             io::Error::last_os_error()
         )));
     }

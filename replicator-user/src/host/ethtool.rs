@@ -15,6 +15,7 @@ const ETHTOOL_GGRO: u32 = 0x2b;
 const ETHTOOL_SGRO: u32 = 0x2c;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETHTOOL_SCHANNELS: u32 = 0x3d;
+const ETH_FLAG_TXVLAN: u32 = 1 << 7;
 const ETH_FLAG_RXVLAN: u32 = 1 << 8;
 
 /// Words of `struct ethtool_value`: command, data.
@@ -99,6 +100,11 @@ impl Ethtool {
         self.value(name, ETHTOOL_GFLAGS).map(|flags| flags & ETH_FLAG_RXVLAN != 0)
     }
 
+    /// Whether the device is given VLAN tags of frames to send beside the frame.
+    pub(super) fn tx_vlan_offload(&self, name: &str) -> Option<bool> {
+        self.value(name, ETHTOOL_GFLAGS).map(|flags| flags & ETH_FLAG_TXVLAN != 0)
+    }
+
     /// Queues; `None` where the driver has nothing to set.
     pub(super) fn channels(&self, name: &str) -> Option<Channels> {
         let mut words: [u32; CHANNELS_WORDS] = [ETHTOOL_GCHANNELS, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -128,8 +134,8 @@ impl Ethtool {
             Some(bytes) if name.len() < libc::IFNAMSIZ => bytes.copy_from_slice(name.as_bytes()),
             _ => return Err(io::Error::from_raw_os_error(libc::ENODEV)),
         }
-        // SAFETY: `request` is laid out as the kernel reads it and its name ends with a zero; `data` points to a live
-        // array of the command's struct's length, which is all that the kernel reads and writes.
+        // SAFETY: `request` is laid out as the kernel reads it and its name ends with a zero; `data` points
+        // to a live array of the command's struct's length, which is all that the kernel reads and writes.
         let status =
             unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
         if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

@@ -1,8 +1,8 @@
 //! When the kernel is told that a neighbor is in use.
 //!
-//! The kernel resolves and re-checks only neighbors that its own stack sends to. Copies pass it by, so it is told
-//! (`NTF_USE`): at once when an entry is unknown or stale, with growing pauses while nobody answers, and now and then
-//! while all is well.
+//! The kernel resolves and re-checks only neighbors that its own stack sends to. Copies pass it by, so it is
+//! told (`NTF_USE`): at once when an entry is unknown or stale, with growing pauses while nobody answers, and
+//! now and then while all is well.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Pause while an entry stays stale: the kernel waits as long (`delay_first_probe_time`) before it asks.
 const STALE_PAUSE: Duration = Duration::from_secs(5);
-/// Pause while an entry is fresh: well within the 60 s (`gc_stale_time`) after which unused entries are thrown out.
+/// Pause while an entry is fresh: well within the 60 s (`gc_stale_time`) after which unused entries are
+/// thrown out.
 const FRESH_PAUSE: Duration = Duration::from_secs(20);
 
 /// When each neighbor was last used.

@@ -19,7 +19,8 @@ pub struct Kernel {
     pub version: (u32, u32),
     /// Whether it is a real-time kernel.
     pub preempt_rt: bool,
-    /// Whether programs are compiled; unknown outside the first network namespace, which alone has the setting.
+    /// Whether programs are compiled; unknown outside the first network namespace, which alone has the
+    /// setting.
     pub jit: Option<bool>,
     /// Whether its own types are described.
     pub btf: bool,
@@ -27,7 +28,8 @@ pub struct Kernel {
     pub bpffs: bool,
     /// Whether it has the helper `bpf_loop`; unknown where no program may be loaded.
     pub bpf_loop: Option<bool>,
-    /// Whether it has the helper `bpf_xdp_get_buff_len`, which came with frames in several buffers; unknown likewise.
+    /// Whether it has the helper `bpf_xdp_get_buff_len`, which came with frames in several buffers; unknown
+    /// likewise.
     pub frags: Option<bool>,
     /// Effective capabilities, as in `/proc/self/status`.
     pub capabilities: u64,

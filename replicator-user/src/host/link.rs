@@ -57,6 +57,12 @@ pub enum AttachedMode {
     Offload,
 }
 
+impl Serialize for MacAddr {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl fmt::Display for AttachedMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -87,8 +93,8 @@ impl Link {
         self.kind.as_deref() == Some("veth")
     }
 
-    /// Reads a message; `None` where it is not about an interface as such, as a bridge's messages about its ports are
-    /// not.
+    /// Reads a message; `None` where it is not about an interface as such, as a bridge's messages about its
+    /// ports are not.
     pub(super) fn from_message(message: &LinkMessage) -> Option<Self> {
         if message.header.interface_family != AddressFamily::Unspec {
             return None;

@@ -1,4 +1,5 @@
-//! What XDP can do on each interface: the `netdev` family of generic netlink (`NETDEV_CMD_DEV_GET`, kernel 6.3).
+//! What XDP can do on each interface: the `netdev` family of generic netlink (`NETDEV_CMD_DEV_GET`, kernel
+//! 6.3).
 
 use std::{collections::HashMap, convert::Infallible, io};
 
@@ -26,7 +27,8 @@ pub struct XdpFeatures {
     pub basic: bool,
     /// Native programs may redirect.
     pub redirect: bool,
-    /// Redirected frames may leave here (`ndo_xdp_xmit`). Many drivers say so only while a program is attached.
+    /// Redirected frames may leave here (`ndo_xdp_xmit`). Many drivers say so only while a program is
+    /// attached.
     pub ndo_xmit: bool,
     /// AF_XDP without copying.
     pub zero_copy: bool,
@@ -119,15 +121,17 @@ impl From<Generic> for NetlinkPayload<Generic> {
     }
 }
 
-/// The features of every interface of the calling thread's namespace by ifindex; `None` where the kernel has no such
-/// family (before 6.3).
+/// The features of every interface of the calling thread's namespace by ifindex; `None` where the kernel has
+/// no such family (before 6.3).
 pub(super) async fn xdp_features() -> Result<Option<HashMap<u32, XdpFeatures>>, Error> {
     let (connection, handle, _) = proto::new_connection::<Generic>(NETLINK_GENERIC).map_err(Error::Open)?;
     let _connection = Task::spawn(connection);
-    let ask = async |message: Generic, flags: u16| -> Result<Vec<Generic>, Error> {
+    let ask = async |message: Generic, kind: u16| -> Result<Vec<Generic>, Error> {
         const ACTION: &str = "read the XDP features of the interfaces";
         let mut message = NetlinkMessage::from(message);
-        message.header.flags = NLM_F_REQUEST | flags;
+        // The kernel sends this family's lists without NLM_F_MULTI (genlmsg_iput), and the acknowledgment
+        // asked for keeps the connection from taking the first message for all of it.
+        message.header.flags = NLM_F_REQUEST | NLM_F_ACK | kind;
         let mut answers = handle
             .request(message, SocketAddr::new(0, 0))
             .map_err(|error| Error::refused(ACTION, io::Error::other(error.to_string())))?;
@@ -143,7 +147,7 @@ pub(super) async fn xdp_features() -> Result<Option<HashMap<u32, XdpFeatures>>, 
     };
 
     let name = [&attribute_header(CTRL_ATTR_FAMILY_NAME, 7)[..], b"netdev\0\0"].concat();
-    let families = match ask(Generic::new(CONTROLLER, CTRL_CMD_GETFAMILY, &name), NLM_F_ACK).await {
+    let families = match ask(Generic::new(CONTROLLER, CTRL_CMD_GETFAMILY, &name), 0).await {
         Err(error) if error.is(libc::ENOENT) => return Ok(None),
         other => other?,
     };

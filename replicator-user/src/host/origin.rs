@@ -1,6 +1,6 @@
-//! The origin: a veth pair through which this host's own programs send. They send to `NAME`; the replicator takes the
-//! frames on the other end, `NAMEp`, and emits the copies on the NIC. Copies for this host's stack go in at `NAMEp` and
-//! come out at `NAME`.
+//! The origin: a veth pair through which this host's own programs send. They send to `NAME`; the replicator
+//! takes the frames on the other end, `NAMEp`, and emits the copies on the NIC. Copies for this host's stack
+//! go in at `NAMEp` and come out at `NAME`.
 
 use std::{collections::HashMap, io, net::IpAddr, path::Path};
 
@@ -28,8 +28,8 @@ pub const MTU: u32 = (MAX_FRAME_BYTES - 14 - 4 * MAX_VLAN_TAGS) as u32;
 /// Longest name: the other end's has one letter more.
 pub const MAX_NAME_BYTES: usize = libc::IFNAMSIZ - 2;
 
-/// First bytes of both MAC addresses, "REPL": unicast, locally administered. They are given at creation and mark the
-/// pair as ours; a set address is also one that udev's `MACAddressPolicy=persistent` leaves alone.
+/// First bytes of both MAC addresses, "REPL": unicast, locally administered. They are given at creation and
+/// mark the pair as ours; a set address is also one that udev's `MACAddressPolicy=persistent` leaves alone.
 const MAC_PREFIX: [u8; 4] = *b"REPL";
 
 /// What the pair shall be.
@@ -37,8 +37,8 @@ const MAC_PREFIX: [u8; 4] = *b"REPL";
 pub struct OriginConfig {
     /// Name of the stack's end.
     pub name: String,
-    /// Receive and transmit queues of each end; the kernel allows as many as there are possible CPUs, more are cut to
-    /// that.
+    /// Receive and transmit queues of each end; the kernel allows as many as there are possible CPUs, more
+    /// are cut to that.
     pub queues: u32,
     /// Subnets that the host's programs send into.
     pub subnets: Vec<OriginSubnet>,
@@ -127,7 +127,8 @@ fn owned<'a>(links: &'a [Link], name: &str) -> Result<Option<Pair<'a>>, Error> {
     let peer_name = peer_name(name);
     let foreign = |name: &str, what: &str| {
         Err(Error::Unfit(format!(
-            "interface {name} exists and {what}: choose another name for the origin, or remove it with `ip link del {name}`"
+            "interface {name} exists and {what}: choose another name for the origin, or remove it with `ip \
+             link del {name}`"
         )))
     };
     match (find(name), find(&peer_name)) {
@@ -174,8 +175,8 @@ async fn configure(netlink: &Netlink, config: &OriginConfig) -> Result<Origin, E
     };
     let ethtool = Ethtool::open()?;
     let queues = set_queues(&ethtool, [&stack.name, &peer.name], *queues)?;
-    // Copies that enter at the other end arrive here only if this end polls, and without an XDP program GRO makes it
-    // poll (veth_gro_requested in drivers/net/veth.c).
+    // Copies that enter at the other end arrive here only if this end polls, and without an XDP program GRO
+    // makes it poll (veth_gro_requested in drivers/net/veth.c).
     if ethtool.gro(name) != Some(true) {
         ethtool.set_gro(name, true)?;
     }
@@ -209,7 +210,8 @@ pub async fn remove(netlink: &Netlink, name: &str) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// The message that makes a pair: with its MAC addresses from the start, so that it is known as ours at any time.
+/// The message that makes a pair: with its MAC addresses from the start, so that it is known as ours at any
+/// time.
 fn creation(name: &str) -> LinkMessage {
     let [mac, peer_mac] = macs(name);
     let peer = LinkMessageBuilder::<LinkUnspec>::new()
@@ -233,8 +235,8 @@ fn set_queues(ethtool: &Ethtool, names: [&str; 2], wanted: u32) -> Result<u32, E
     };
     let [a, b] = [channels(names[0])?, channels(names[1])?];
     let queues = [a.max_rx, a.max_tx, b.max_rx, b.max_tx].into_iter().fold(wanted, u32::min).max(1);
-    // Receive queues first where they grow and last where they shrink, for with a program attached they may at no time
-    // be fewer than the other end's transmit queues.
+    // Receive queues first where they grow and last where they shrink, for with a program attached they may
+    // at no time be fewer than the other end's transmit queues.
     for (name, now) in names.into_iter().zip([a, b]) {
         if now.rx < queues {
             ethtool.set_channels(name, queues, now.tx)?;
@@ -376,7 +378,8 @@ mod tests {
         assert!(config("replicator0", "169.254.81.1/30", "169.254.81.2").check().is_ok());
         assert_eq!(
             refusal(config("replicator0", "169.254.81.1/30", "169.254.81.4")),
-            "origin interface \"replicator0\": 169.254.81.4 must be another address in the subnet of 169.254.81.1/30"
+            "origin interface \"replicator0\": 169.254.81.4 must be another address in the subnet of \
+             169.254.81.1/30"
         );
         assert!(config("replicator0", "fd00::1/64", "fd00::1").check().is_err());
         assert!(config("replicator0", "fd00::1/64", "10.0.0.1").check().is_err());

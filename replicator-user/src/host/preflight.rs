@@ -1,5 +1,5 @@
-//! What stands in the way of attaching to an interface: asked before, and again after, since many drivers tell whether
-//! redirected frames may leave only while a program is attached.
+//! What stands in the way of attaching to an interface: asked before, and again after, since many drivers
+//! tell whether redirected frames may leave only while a program is attached.
 
 use std::{collections::HashMap, fmt};
 
@@ -74,6 +74,8 @@ pub struct PeerFacts {
     pub gro: bool,
     /// Its transmit queues.
     pub tx_queues: Option<u32>,
+    /// Whether it hands over VLAN tags beside the frame.
+    pub tx_vlan_offload: bool,
 }
 
 /// Whose program an XDP hook has.
@@ -139,6 +141,7 @@ pub async fn examine_all(netlink: &Netlink) -> Result<Vec<Facts>, Error> {
                 native_xdp: peer.xdp.is_some_and(|attached| attached.mode == AttachedMode::Native),
                 gro: ethtool.gro(&peer.name).unwrap_or(false),
                 tx_queues: ethtool.channels(&peer.name).map(|channels| channels.tx),
+                tx_vlan_offload: ethtool.tx_vlan_offload(&peer.name).unwrap_or(false),
             }),
             _ => None,
         },
@@ -183,8 +186,9 @@ impl Programs {
     }
 }
 
-/// Largest MTU that a driver takes together with a program that cannot handle frames in several buffers. Our programs
-/// can, so drivers that know several buffers take more, but only frames up to about this size come in one.
+/// Largest MTU that a driver takes together with a program that cannot handle frames in several buffers. Our
+/// programs can, so drivers that know several buffers take more, but only frames up to about this size come
+/// in one.
 const DRIVER_MTU: &[(&str, u32)] = &[
     ("bnxt_en", 3502),
     ("ena", 3498),
@@ -203,8 +207,8 @@ pub fn single_buffer_mtu(driver: Option<&str>) -> u32 {
     known.map_or(CLONE_MTU, |(_, mtu)| *mtu)
 }
 
-/// What stands in the way of using the interface `name`, of which `facts` are known. Programs with an id in `own` are
-/// ours to replace. Nothing but warnings means that it will work.
+/// What stands in the way of using the interface `name`, of which `facts` are known. Programs with an id in
+/// `own` are ours to replace. Nothing but warnings means that it will work.
 pub fn verdict(name: &str, facts: Option<&Facts>, mode: Mode, role: Role, own: &[u32]) -> Vec<Problem> {
     let Some(facts) = facts else {
         return vec![error(format!(
@@ -233,11 +237,8 @@ pub fn verdict(name: &str, facts: Option<&Facts>, mode: Mode, role: Role, own: &
             problems.extend(transmit(facts));
         }
     }
-    if role.ingress() && facts.rx_vlan_offload {
-        problems.push(warning(format!(
-            "{name} takes VLAN tags out of received frames before XDP sees them; where frames to replicate carry tags: \
-             `ethtool -K {name} rxvlan off`"
-        )));
+    if role.ingress() {
+        problems.extend(tags(facts));
     }
     problems
 }
@@ -258,8 +259,8 @@ fn hook(facts: &Facts, mode: Mode, own: &[u32]) -> Option<Problem> {
         );
         return (!same).then(|| {
             error(format!(
-                "{name}: our own program {program_id} is attached in {held} mode, and {mode} mode is configured: \
-                 `replicator detach` first"
+                "{name}: our own program {program_id} is attached in {held} mode, and {mode} mode is \
+                 configured: `replicator detach` first"
             ))
         });
     }
@@ -274,7 +275,8 @@ fn hook(facts: &Facts, mode: Mode, own: &[u32]) -> Option<Problem> {
         (None, AttachedMode::Native) => format!("`ip link set dev {name} xdp off`"),
     };
     Some(error(format!(
-        "{name}: program {program} holds the XDP hook in {held} mode; stop what attached it or take it off with {remedy}"
+        "{name}: program {program} holds the XDP hook in {held} mode; stop what attached it or take it off \
+         with {remedy}"
     )))
 }
 
@@ -287,10 +289,13 @@ fn native(facts: &Facts) -> Option<Problem> {
     }
     if link.is_veth() {
         // veth_set_xdp_features in drivers/net/veth.c: none unless peer's TX queues <= own RX queues.
-        let peer = facts.peer.as_ref().map_or("its peer", |peer| &peer.name);
+        let (peer, queues) = match &facts.peer {
+            Some(PeerFacts { name, tx_queues: Some(queues), .. }) => (name.as_str(), queues.to_string()),
+            _ => ("its other end", "N".to_owned()),
+        };
         return Some(error(format!(
-            "{name} has fewer receive queues than {peer} has transmit queues, and a veth without enough of them takes no \
-             native XDP: `ethtool -L {name} rx N` with at least as many"
+            "{name} has fewer receive queues than {peer} has transmit queues, and a veth without enough of \
+             them takes no native XDP: `ethtool -L {name} rx {queues}`"
         )));
     }
     let what = match (&link.kind, &facts.driver) {
@@ -315,13 +320,33 @@ fn mtu(facts: &Facts) -> Option<Problem> {
     }
     Some(match features {
         Some(features) if !features.rx_sg => error(format!(
-            "{name}: with MTU {mtu} its driver takes no XDP program, for it cannot hand over frames in several buffers: \
-             `ip link set dev {name} mtu {limit}`"
+            "{name}: with MTU {mtu} its driver takes no XDP program, for it cannot hand over frames in \
+             several buffers: `ip link set dev {name} mtu {limit}`"
         )),
         _ => warning(format!(
-            "{name}: with MTU {mtu} frames of more than about {limit} bytes come in several buffers, and those are not \
-             replicated but counted as multi_buffer or frame_too_long"
+            "{name}: with MTU {mtu} frames of more than about {limit} bytes come in several buffers, and \
+             those are not replicated but counted as multi_buffer or frame_too_long"
         )),
+    })
+}
+
+fn tags(facts: &Facts) -> Option<Problem> {
+    let Facts { link, peer, rx_vlan_offload, .. } = facts;
+    let name = &link.name;
+    // On a veth the sender's setting counts: it decides whether the tag is put into the frame
+    // (validate_xmit_vlan).
+    let (on, remedy) = match peer {
+        Some(peer) => (peer.tx_vlan_offload, format!("`ethtool -K {} txvlan off`", peer.name)),
+        None if link.is_veth() => {
+            (*rx_vlan_offload, "`ethtool -K PEER txvlan off` at its other end".to_owned())
+        }
+        None => (*rx_vlan_offload, format!("`ethtool -K {name} rxvlan off`")),
+    };
+    on.then(|| {
+        warning(format!(
+            "{name} gets VLAN tags beside the frame, where XDP does not see them; if frames to replicate \
+             carry tags: {remedy}"
+        ))
     })
 }
 
@@ -331,14 +356,14 @@ fn transmit(facts: &Facts) -> Option<Problem> {
     if link.is_veth() {
         return veth_transmit(facts);
     }
-    // Many drivers set the feature when they get a program (xdp_features_set_redirect_target), and copies leave by
-    // interfaces that have one of ours.
+    // Many drivers set the feature when they get a program (xdp_features_set_redirect_target), and copies
+    // leave by interfaces that have one of ours.
     let attached = link.xdp.is_some_and(|attached| attached.mode == AttachedMode::Native);
     let features = link.features?;
     (attached && !features.ndo_xmit).then(|| {
         error(format!(
-            "{name}: the driver {} takes no redirected frames (ndo-xmit), so no copy would leave and nothing would say \
-             so: use another interface, or set `mode: generic`",
+            "{name}: the driver {} takes no redirected frames (ndo-xmit), so no copy would leave and nothing \
+             would say so: use another interface, or set `mode: generic`",
             facts.driver.as_deref().unwrap_or("of it")
         ))
     })
@@ -352,19 +377,20 @@ fn veth_transmit(facts: &Facts) -> Option<Problem> {
             Some(error(format!("{name}: its other end {0} is down: `ip link set dev {0} up`", peer.name)))
         }
         (Some(peer), _) if !peer.native_xdp && !peer.gro => Some(error(format!(
-            "{name}: its other end {0} has neither a native XDP program nor GRO, {none}: `ethtool -K {0} gro on`",
+            "{name}: its other end {0} has neither a native XDP program nor GRO, {none}: `ethtool -K {0} gro \
+             on`",
             peer.name
         ))),
         (Some(_), _) => None,
         // The feature of this end tells of the other: veth sets it here when that one gets a program or GRO.
         (None, Some(features)) if features.ndo_xmit => None,
         (None, Some(_)) => Some(error(format!(
-            "{name}: its other end, in another network namespace, has neither a native XDP program nor GRO, {none}: \
-             `ethtool -K PEER gro on` there"
+            "{name}: its other end, in another network namespace, has neither a native XDP program nor GRO, \
+             {none}: `ethtool -K PEER gro on` there"
         ))),
         (None, None) => Some(warning(format!(
-            "{name}: its other end is in another network namespace and cannot be asked whether it has a native XDP \
-             program or GRO, {none}: make sure of it with `ethtool -K PEER gro on` there"
+            "{name}: its other end is in another network namespace and cannot be asked whether it has a \
+             native XDP program or GRO, {none}: make sure of it with `ethtool -K PEER gro on` there"
         ))),
     }
 }
@@ -426,7 +452,8 @@ mod tests {
                 up: true,
                 native_xdp: false,
                 gro: true,
-                tx_queues: Some(1),
+                tx_queues: Some(4),
+                tx_vlan_offload: false,
             });
         }
         facts
@@ -479,14 +506,14 @@ mod tests {
         hold(&mut facts, AttachedMode::Native, Some("xdp_lb"), None);
         refused(
             &facts,
-            "eth0: program \"xdp_lb\" (id 42) holds the XDP hook in native mode; stop what attached it or take it off \
-             with `ip link set dev eth0 xdp off`",
+            "eth0: program \"xdp_lb\" (id 42) holds the XDP hook in native mode; stop what attached it or \
+             take it off with `ip link set dev eth0 xdp off`",
         );
         hold(&mut facts, AttachedMode::Generic, None, None);
         refused(
             &facts,
-            "eth0: program number 42 holds the XDP hook in generic mode; stop what attached it or take it off with `ip \
-             link set dev eth0 xdpgeneric off`",
+            "eth0: program number 42 holds the XDP hook in generic mode; stop what attached it or take it \
+             off with `ip link set dev eth0 xdpgeneric off`",
         );
         hold(&mut facts, AttachedMode::Native, Some("xdp_lb"), Some(9));
         assert!(only(&facts).text.ends_with("take it off with `bpftool link detach id 9`"));
@@ -500,8 +527,8 @@ mod tests {
         let other = verdict("eth0", Some(&facts), Mode::Generic, Role::Both, &[42]);
         assert_eq!(
             other[0].text,
-            "eth0: our own program 42 is attached in native mode, and generic mode is configured: `replicator detach` \
-             first"
+            "eth0: our own program 42 is attached in native mode, and generic mode is configured: \
+             `replicator detach` first"
         );
     }
 
@@ -517,8 +544,8 @@ mod tests {
         facts.link.kind = Some("vlan".to_owned());
         refused(
             &facts,
-            "eth0: interfaces of kind vlan have no native XDP: use the interface below it, and give neighbors their VLAN \
-             tags",
+            "eth0: interfaces of kind vlan have no native XDP: use the interface below it, and give \
+             neighbors their VLAN tags",
         );
         facts.link.features = None;
         assert_eq!(verdict("eth0", Some(&facts), Mode::Native, Role::Both, &[]), []);
@@ -534,8 +561,8 @@ mod tests {
         let problems = verdict("eth0", Some(&facts), Mode::Native, Role::Both, &[42]);
         assert_eq!(
             problems[0].text,
-            "eth0: the driver virtio_net takes no redirected frames (ndo-xmit), so no copy would leave and nothing would \
-             say so: use another interface, or set `mode: generic`"
+            "eth0: the driver virtio_net takes no redirected frames (ndo-xmit), so no copy would leave and \
+             nothing would say so: use another interface, or set `mode: generic`"
         );
         assert_eq!(verdict("eth0", Some(&facts), Mode::Native, Role::Ingress, &[42]), []);
     }
@@ -549,16 +576,16 @@ mod tests {
         assert_eq!(
             only(&facts),
             warning(
-                "eth0: with MTU 3499 frames of more than about 3498 bytes come in several buffers, and those are not \
-                 replicated but counted as multi_buffer or frame_too_long"
+                "eth0: with MTU 3499 frames of more than about 3498 bytes come in several buffers, and those \
+                 are not replicated but counted as multi_buffer or frame_too_long"
                     .to_owned()
             )
         );
         facts.link.features = Some(XdpFeatures { rx_sg: false, ..FULL });
         refused(
             &facts,
-            "eth0: with MTU 3499 its driver takes no XDP program, for it cannot hand over frames in several buffers: `ip \
-             link set dev eth0 mtu 3498`",
+            "eth0: with MTU 3499 its driver takes no XDP program, for it cannot hand over frames in several \
+             buffers: `ip link set dev eth0 mtu 3498`",
         );
         facts.driver = Some("something".to_owned());
         facts.link.mtu = 3506;
@@ -572,8 +599,8 @@ mod tests {
         peer.gro = false;
         refused(
             &facts,
-            "eth0: its other end peer0 has neither a native XDP program nor GRO, and copies into a veth arrive only where \
-             the other end has one of them: `ethtool -K peer0 gro on`",
+            "eth0: its other end peer0 has neither a native XDP program nor GRO, and copies into a veth \
+             arrive only where the other end has one of them: `ethtool -K peer0 gro on`",
         );
         facts.peer.as_mut().unwrap().native_xdp = true;
         assert_eq!(verdict("eth0", Some(&facts), Mode::Native, Role::Both, &[]), []);
@@ -588,8 +615,9 @@ mod tests {
         facts.link.features = Some(XdpFeatures { ndo_xmit: false, ..FULL });
         refused(
             &facts,
-            "eth0: its other end, in another network namespace, has neither a native XDP program nor GRO, and copies into \
-             a veth arrive only where the other end has one of them: `ethtool -K PEER gro on` there",
+            "eth0: its other end, in another network namespace, has neither a native XDP program nor GRO, \
+             and copies into a veth arrive only where the other end has one of them: `ethtool -K PEER gro \
+             on` there",
         );
         facts.link.features = None;
         assert_eq!(only(&facts).severity, Severity::Warning);
@@ -601,18 +629,24 @@ mod tests {
         facts.link.features = Some(XdpFeatures::default());
         refused(
             &facts,
-            "eth0 has fewer receive queues than peer0 has transmit queues, and a veth without enough of them takes no \
-             native XDP: `ethtool -L eth0 rx N` with at least as many",
+            "eth0 has fewer receive queues than peer0 has transmit queues, and a veth without enough of them \
+             takes no native XDP: `ethtool -L eth0 rx 4`",
         );
     }
 
     #[test]
-    fn tags_taken_out_on_receipt_are_a_warning_on_ingress() {
-        let mut facts = nic();
-        facts.rx_vlan_offload = true;
-        let problem = only(&facts);
-        assert_eq!(problem.severity, Severity::Warning);
-        assert!(problem.text.contains("`ethtool -K eth0 rxvlan off`"), "{problem}");
-        assert_eq!(verdict("eth0", Some(&facts), Mode::Native, Role::Egress, &[]), []);
+    fn tags_that_xdp_does_not_see_are_a_warning_on_ingress() {
+        let text = "eth0 gets VLAN tags beside the frame, where XDP does not see them; if frames to replicate \
+                    carry tags: ";
+        let mut nic = nic();
+        nic.rx_vlan_offload = true;
+        assert_eq!(only(&nic), warning(format!("{text}`ethtool -K eth0 rxvlan off`")));
+        assert_eq!(verdict("eth0", Some(&nic), Mode::Native, Role::Egress, &[]), []);
+
+        let mut veth = veth(Peer::Here(3));
+        veth.rx_vlan_offload = true;
+        assert_eq!(verdict("eth0", Some(&veth), Mode::Native, Role::Both, &[]), []);
+        veth.peer.as_mut().unwrap().tx_vlan_offload = true;
+        assert_eq!(only(&veth), warning(format!("{text}`ethtool -K peer0 txvlan off`")));
     }
 }

@@ -214,7 +214,8 @@ fn running(link: &Link) -> Result<&Link, Reason> {
     }
 }
 
-/// An address of the interface to reach `address` from: of its family, best in its subnet, a link-local one last.
+/// An address of the interface to reach `address` from: of its family, best in its subnet, a link-local one
+/// last.
 fn address_on(view: &View, link: &Link, address: IpAddr) -> Option<IpAddr> {
     view.addresses
         .range((link.ifindex, IpAddr::V4([0; 4].into()))..=(link.ifindex, IpAddr::V6([0xff; 16].into())))
@@ -259,7 +260,8 @@ mod tests {
         }
     }
 
-    /// eth0 with 10.0.0.1/24 and fe80::1, eth1 with 10.1.0.1/24. 10.0.0.2 is on eth0; 10.9.0.9 behind 10.0.0.254.
+    /// eth0 with 10.0.0.1/24 and fe80::1, eth1 with 10.1.0.1/24. 10.0.0.2 is on eth0; 10.9.0.9 behind
+    /// 10.0.0.254.
     fn view() -> View {
         let by = |gateway: Option<&str>, source: &str| Route::By {
             ifindex: 2,

@@ -37,8 +37,10 @@ const GROUPS: &[MulticastGroup] = &[
 
 /// Changes of routes come in bursts: wait this long for the rest before looking routes up.
 const SETTLE: Duration = Duration::from_millis(20);
-/// Look again this much later: a device that goes down is reported before its IPv4 routes are gone, and their going is
-/// not reported (`dev_close_many`, `fib_sync_down_dev`).
+/// Where routes change all the time, looking them up takes at most one part in this many of the time.
+const LOOKUP_SHARE: u32 = 10;
+/// Look again this much later: a device that goes down is reported before its IPv4 routes are gone, and their
+/// going is not reported (`dev_close_many`, `fib_sync_down_dev`).
 const CONFIRM: Duration = Duration::from_secs(1);
 /// Longest sleep.
 const IDLE: Duration = Duration::from_secs(60);
@@ -59,8 +61,8 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// Starts in the calling thread's network namespace. The first change of each target tells its present state. Must
-    /// be called within a tokio runtime.
+    /// Starts in the calling thread's network namespace. The first change of each target tells its present
+    /// state. Must be called within a tokio runtime.
     pub fn start(targets: Vec<Target>) -> Result<(Self, mpsc::UnboundedReceiver<Change>), Error> {
         let tracker = Tracker::open(GROUPS)?;
         let (targets, list) = watch::channel(targets);
@@ -106,12 +108,15 @@ async fn run(
     let mut told = HashMap::new();
     let mut freshness = Freshness::default();
     let mut lookups = Lookups::default();
+    let mut settle = SETTLE;
     tracker.changed().await;
     lookups.after(Instant::now(), Duration::ZERO);
     loop {
         let list = targets.borrow_and_update().clone();
-        if lookups.due(Instant::now()) {
+        let start = Instant::now();
+        if lookups.due(start) {
             look_up_routes(&mut tracker, &list).await;
+            settle = SETTLE.max(start.elapsed() * LOOKUP_SHARE);
         }
         if tell(&list, &tracker, &mut told, &changes).is_err() {
             return;
@@ -127,7 +132,7 @@ async fn run(
         let wake = [Some(now + IDLE), next_use, lookups.at].into_iter().flatten().min().unwrap_or(now);
         tokio::select! {
             touched = tracker.changed() => if touched.routes {
-                lookups.after(Instant::now(), SETTLE);
+                lookups.after(Instant::now(), settle);
             },
             changed = targets.changed() => match changed {
                 Ok(()) => lookups.after(Instant::now(), Duration::ZERO),

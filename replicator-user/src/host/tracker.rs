@@ -14,7 +14,8 @@ use super::{
     view::{Touched, View},
 };
 
-/// Bytes that the kernel may queue before it drops notifications. It doubles this, and caps it at net.core.rmem_max.
+/// Bytes that the kernel may queue before it drops notifications. It doubles this, and caps it at
+/// net.core.rmem_max.
 const RECEIVE_BUFFER_BYTES: libc::c_int = 1 << 20;
 
 /// Pause before the kernel's tables are read again after that failed.
@@ -29,8 +30,9 @@ pub(super) struct Tracker {
     feed: Feed,
     /// The tables have to be read: nothing was yet, or notifications were lost.
     stale: bool,
-    /// The feed's socket is gone.
-    ended: bool,
+    /// Notifications were lost: the feed needs a new socket. What waits in the old one is older than what was
+    /// lost, and the kernel drops all that follows until it is empty (`NETLINK_S_CONGESTED`).
+    lost: bool,
 }
 
 struct Feed {
@@ -45,8 +47,8 @@ enum Notification {
 }
 
 impl Tracker {
-    /// Subscribes first and leaves reading the tables to [`Tracker::changed`], so that nothing falls in between. Must be
-    /// called within a tokio runtime.
+    /// Subscribes first and leaves reading the tables to [`Tracker::changed`], so that nothing falls in
+    /// between. Must be called within a tokio runtime.
     pub(super) fn open(groups: &'static [MulticastGroup]) -> Result<Self, Error> {
         Ok(Self {
             view: View::default(),
@@ -54,7 +56,7 @@ impl Tracker {
             netlink: Netlink::open()?,
             feed: Feed::open(groups)?,
             stale: true,
-            ended: false,
+            lost: false,
         })
     }
 
@@ -90,17 +92,17 @@ impl Tracker {
 
     fn apply(&mut self, next: Option<Notification>) -> Touched {
         match next {
-            Some(Notification::Change(message)) => return self.view.apply(&message),
-            Some(Notification::Lost) => {}
-            None => self.ended = true,
+            Some(Notification::Change(message)) => self.view.apply(&message),
+            Some(Notification::Lost) | None => {
+                (self.stale, self.lost) = (true, true);
+                Touched::default()
+            }
         }
-        self.stale = true;
-        Touched::default()
     }
 
     fn apply_waiting(&mut self) -> Touched {
         let mut touched = Touched::default();
-        while !self.ended
+        while !self.lost
             && let Some(next) = self.feed.notifications.next().now_or_never()
         {
             touched |= self.apply(next);
@@ -109,10 +111,10 @@ impl Tracker {
     }
 
     async fn read_again(&mut self) -> Result<(), Error> {
-        if self.ended {
+        if self.lost {
             self.netlink = Netlink::open()?;
             self.feed = Feed::open(self.groups)?;
-            self.ended = false;
+            self.lost = false;
         }
         let read = View::read(&self.netlink).await?;
         self.view = View { routes: std::mem::take(&mut self.view.routes), ..read };

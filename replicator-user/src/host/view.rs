@@ -26,7 +26,8 @@ pub struct View {
     pub addresses: BTreeMap<(u32, IpAddr), Address>,
     /// Neighbor table.
     pub neighbors: HashMap<(u32, IpAddr), Neighbor>,
-    /// Answers to route lookups. Unlike the rest they are asked for, and asked again when something above changed.
+    /// Answers to route lookups. Unlike the rest they are asked for, and asked again when something above
+    /// changed.
     pub routes: HashMap<Destination, Route>,
 }
 

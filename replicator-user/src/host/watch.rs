@@ -1,4 +1,5 @@
-//! What the daemon must know of the host beside its neighbors: links that come, go and change, and own addresses.
+//! What the daemon must know of the host beside its neighbors: links that come, go and change, and own
+//! addresses.
 
 use std::collections::BTreeMap;
 
@@ -52,8 +53,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches the calling thread's network namespace. The first events tell the present state. Must be called within a
-    /// tokio runtime.
+    /// Watches the calling thread's network namespace. The first events tell the present state. Must be
+    /// called within a tokio runtime.
     pub fn start() -> Result<(Self, mpsc::UnboundedReceiver<HostEvent>), Error> {
         let tracker = Tracker::open(GROUPS)?;
         let (sender, receiver) = mpsc::unbounded_channel();
