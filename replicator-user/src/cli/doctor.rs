@@ -6,6 +6,7 @@ use std::{
     process::ExitCode,
 };
 
+use clap::Args;
 use serde::Serialize;
 
 use crate::host::{
@@ -14,29 +15,29 @@ use crate::host::{
     preflight::{self, Facts, Mode, Problem, Role, single_buffer_mtu},
 };
 
-/// Arguments of `replicator doctor`.
-#[derive(Clone, Copy, Debug, clap::Args)]
-pub struct Args {
-    /// Print JSON instead of a table
+/// Say what this kernel and these interfaces can do
+///
+/// Ends with status 0 where a replicator can run, and with 1 where it cannot.
+#[derive(Args)]
+pub(super) struct Doctor {
+    /// Print JSON
     #[arg(long)]
-    pub json: bool,
+    json: bool,
 }
 
-/// Prints the report; fails where no replicator can run.
-///
-/// # Errors
-///
-/// The kernel does not answer over netlink, or nobody reads the report.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let interfaces = preflight::examine_all(&Netlink::open()?).await?;
-    let report = Report::new(Kernel::read(), interfaces);
-    let mut stdout = io::stdout().lock();
-    if args.json {
-        writeln!(stdout, "{}", serde_json::to_string_pretty(&report)?)?;
-    } else {
-        write!(stdout, "{report}")?;
+impl Doctor {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let interfaces = runtime.block_on(async { preflight::examine_all(&Netlink::open()?).await })?;
+        let report = Report::new(Kernel::read(), interfaces);
+        let mut stdout = io::stdout().lock();
+        if self.json {
+            writeln!(stdout, "{}", serde_json::to_string_pretty(&report)?)?;
+        } else {
+            write!(stdout, "{report}")?;
+        }
+        Ok(if report.able { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
-    Ok(if report.able { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What was found.

@@ -2,6 +2,7 @@
 
 pub mod check;
 mod detach;
+pub mod doctor;
 mod run;
 mod stats;
 mod status;
@@ -34,6 +35,7 @@ enum Command {
     Status(status::StatusArgs),
     Stats(stats::Stats),
     Detach(detach::Detach),
+    Doctor(doctor::Doctor),
     /// Print a completion script for a shell
     ///
     /// For example: replicator completions bash > /etc/bash_completion.d/replicator
@@ -66,6 +68,7 @@ pub fn main() -> ExitCode {
         Command::Status(status) => status.run(),
         Command::Stats(stats) => stats.run(),
         Command::Detach(detach) => detach.run(),
+        Command::Doctor(doctor) => doctor.run(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "replicator", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
