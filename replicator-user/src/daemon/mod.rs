@@ -23,7 +23,7 @@ use crate::{
     config::{Config, NextHop},
     datapath::{Datapath, DatapathError, LoadOptions, MemberPlace, Mode, Pins, object},
     host::{
-        self, MacAddr, Netlink,
+        self, Netlink,
         address::OwnAddresses,
         bpffs, link,
         origin::{self, Origin, OriginConfig, OriginSubnet},
@@ -62,7 +62,7 @@ pub enum DaemonError {
         /// The table.
         table: String,
         /// Why.
-        source: DatapathError,
+        source: Box<DatapathError>,
     },
     /// The status file could not be written.
     #[error("cannot write {path}: {source}")]
@@ -83,6 +83,8 @@ pub struct Daemon {
     origin: Option<Origin>,
     roster: Roster,
     resolutions: Vec<Resolution>,
+    /// Whether the first answers about the neighbors had their time: what is unresolved now is worth a word.
+    heard: bool,
     bifts: Vec<Bift>,
     resolver: (Resolver, UnboundedReceiver<Change>),
     watch: (Watch, UnboundedReceiver<HostEvent>),
@@ -102,7 +104,7 @@ impl Daemon {
         let netlink = Netlink::open()?;
         bpffs::ensure(&config.pin_path)?;
         let own_programs = pins.programs();
-        check_interfaces(&netlink, &config, &own_programs).await?;
+        check_interfaces(&netlink, &config, &own_programs, |advice| warn!("{advice}")).await?;
         let origin = match &config.origin {
             Some(origin) => Some(origin::ensure(&netlink, &origin_config(origin)).await?),
             None => None,
@@ -131,6 +133,7 @@ impl Daemon {
         let mut daemon = Self {
             status_path: status::path(&config.pin_path),
             resolutions: vec![pending; config.neighbors.len()],
+            heard: false,
             bifts: config.tables.iter().map(|table| table.birt.compile()).collect(),
             resolver: Resolver::start(targets)?,
             watch: Watch::start()?,
@@ -233,6 +236,12 @@ impl Daemon {
                 _ => break,
             }
         }
+        self.heard = true;
+        for (neighbor, resolution) in self.config.neighbors.iter().zip(&self.resolutions) {
+            if let Resolution::Pending { reason } = resolution {
+                warn!("neighbor {} is not resolved: {reason}", neighbor.name);
+            }
+        }
         Ok(())
     }
 
@@ -241,7 +250,10 @@ impl Daemon {
         let neighbor = &self.config.neighbors[index];
         match &resolution {
             Resolution::Ready { .. } => info!("neighbor {} is resolved", neighbor.name),
-            Resolution::Pending { reason } => warn!("neighbor {} is not resolved: {reason}", neighbor.name),
+            Resolution::Pending { reason } if self.heard => {
+                warn!("neighbor {} is not resolved: {reason}", neighbor.name);
+            }
+            Resolution::Pending { .. } => {}
         }
         let entry = entries::neighbor(neighbor, &resolution);
         let moved = match &resolution {
@@ -284,9 +296,9 @@ impl Daemon {
             .filter_map(|id| Some(self.roster.place(id.remote_index()?)))
             .collect();
         let local = self.origin.as_ref().map(|origin| origin.peer_ifindex).filter(|_| table.birt.has_local());
-        self.datapath
-            .install(&table.bift_ids, &self.bifts[index], &places, local)
-            .map_err(|source| DaemonError::Table { table: table.name.to_string(), source })?;
+        self.datapath.install(&table.bift_ids, &self.bifts[index], &places, local).map_err(|source| {
+            DaemonError::Table { table: table.name.to_string(), source: Box::new(source) }
+        })?;
         debug!("table {} is in force", table.name);
         Ok(())
     }
@@ -333,6 +345,10 @@ impl Daemon {
         if let Some(origin) = self.origin.clone() {
             self.attach(origin.peer_ifindex, &origin.peer_name, self.config.mode)?;
         }
+        // Many drivers say whether they send redirected frames only while they have a program. Until the links are
+        // pinned, dropping them takes new programs off again.
+        let own = [self.datapath.program_id()?];
+        check_interfaces(&self.netlink, &self.config, &own, |_| {}).await?;
         Ok(self.datapath.pin(&self.pins)?)
     }
 
@@ -367,15 +383,20 @@ impl Daemon {
     }
 }
 
-/// Every reason why an interface is not fit, before anything is touched.
-async fn check_interfaces(netlink: &Netlink, config: &Config, own: &[u32]) -> Result<(), DaemonError> {
+/// Every reason why an interface is not fit, at once.
+async fn check_interfaces(
+    netlink: &Netlink,
+    config: &Config,
+    own: &[u32],
+    mut advise: impl FnMut(String),
+) -> Result<(), DaemonError> {
     let mut reasons = Vec::new();
     for name in &config.interfaces {
         let facts = preflight::examine(netlink, name.as_str()).await?;
         for problem in preflight::verdict(name.as_str(), facts.as_ref(), config.mode, Role::Both, own) {
             match problem.severity {
                 Severity::Error => reasons.push(problem.text),
-                Severity::Warning => warn!("{}", problem.text),
+                Severity::Warning => advise(problem.text),
             }
         }
     }
@@ -405,6 +426,6 @@ fn target(neighbor: &crate::config::Neighbor, id: u32) -> Target {
         id,
         address,
         interface: neighbor.interface().map(|name| name.as_str().to_owned()),
-        mac: neighbor.mac().and_then(|mac| MacAddr::new(mac.octets())),
+        mac: neighbor.mac(),
     }
 }
