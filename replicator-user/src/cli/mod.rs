@@ -3,7 +3,10 @@
 pub mod check;
 mod detach;
 pub mod doctor;
+mod receive;
 mod run;
+mod send;
+mod signal;
 mod stats;
 mod status;
 
@@ -36,6 +39,8 @@ enum Command {
     Stats(stats::Stats),
     Detach(detach::Detach),
     Doctor(doctor::Doctor),
+    Send(send::SendArgs),
+    Receive(receive::ReceiveArgs),
     /// Print a completion script for a shell
     ///
     /// For example: replicator completions bash > /etc/bash_completion.d/replicator
@@ -69,6 +74,8 @@ pub fn main() -> ExitCode {
         Command::Stats(stats) => stats.run(),
         Command::Detach(detach) => detach.run(),
         Command::Doctor(doctor) => doctor.run(),
+        Command::Send(send) => send.run(),
+        Command::Receive(receive) => receive.run(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "replicator", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
