@@ -21,7 +21,7 @@ const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/replicator";
 /// XDP multicast replicator for Mixture-of-Experts inference: one frame for a set of experts in, one copy for each node
 /// that hosts one of them out.
 #[derive(Parser)]
-#[command(name = "replicator", version, about, max_term_width = 100)]
+#[command(name = "replicator", version, max_term_width = 100)]
 #[command(after_help = "Exit status: 0 done, 1 something failed, 2 the command line is wrong.\n\n\
     Start with `replicator doctor`, write a configuration (configs/ has one for each way of use), `replicator check` it, \
     and `replicator run` it.")]

@@ -15,9 +15,7 @@ use anyhow::bail;
 use replicator_common::DEFAULT_UDP_PORT;
 
 use super::signal;
-use replicator_user::client::{
-    Delivery, OpenError, ReceiveCounts, Receiver, ReceiverSettings, Source, ranges::Ranges,
-};
+use crate::client::{Delivery, OpenError, ReceiveCounts, Receiver, ReceiverSettings, Source, ranges::Ranges};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -20,7 +20,7 @@ use replicator_common::{
 };
 
 use super::signal;
-use replicator_user::{
+use crate::{
     client::{Destinations, Dispatcher, DispatcherSettings, Transport, ranges},
     config::MacAddr,
 };
