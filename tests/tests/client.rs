@@ -31,6 +31,7 @@ fn with_pair(test: impl FnOnce() + Send) {
                 ip(&format!("link set {end} addrgenmode none"));
                 ip(&format!("link set {end} up"));
             }
+            await_link();
             test();
         };
         if let Err(panic) = scope.spawn(run).join() {
@@ -59,7 +60,21 @@ fn receiver_beyond() -> Receiver {
     ip("address add 169.254.81.1/30 dev near");
     ip("address add fd51::1/64 dev near nodad");
     moved.send(()).unwrap();
-    there.join().unwrap()
+    let receiver = there.join().unwrap();
+    await_link();
+    receiver
+}
+
+/// Waits until `near` sends. Between its carrier and the kernel's `linkwatch`, which gives it a queueing discipline, a
+/// device drops everything and says that it was sent (`noop_enqueue`).
+fn await_link() {
+    for _ in 0..500 {
+        if run("ip", "-oneline link show near").contains("state UP") {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    panic!("the link does not come up");
 }
 
 fn unshare() {
@@ -77,9 +92,11 @@ fn ip(arguments: &str) {
     run("ip", arguments);
 }
 
-fn run(program: &str, arguments: &str) {
+/// Runs a program and returns what it says.
+fn run(program: &str, arguments: &str) -> String {
     let output = Command::new(program).args(arguments.split(' ')).output().unwrap();
     assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 fn settings(length: BitStringLength) -> DispatcherSettings {
@@ -320,6 +337,7 @@ fn a_device_that_is_down_loses_nothing_silently() {
         );
         assert_eq!(dispatcher.waiting(), 2);
         ip("link set near up");
+        await_link();
         assert_eq!(dispatcher.flush().unwrap(), 2);
         // The receiver's own end lost its carrier meanwhile, which is no error of its socket.
         assert_eq!(receiver.receive().unwrap().unwrap().payload, b"early");
