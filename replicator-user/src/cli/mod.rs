@@ -83,8 +83,17 @@ pub fn main() -> ExitCode {
         Command::Man { folder } => man(&folder),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        eprintln!("error: {}", describe(&error));
         ExitCode::FAILURE
+    })
+}
+
+/// An error and its causes, each once: many messages hold their cause already.
+fn describe(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.contains(&cause) {
+        _ if text.is_empty() => cause,
+        true => text,
+        false => format!("{text}: {cause}"),
     })
 }
 
@@ -103,5 +112,12 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("no such file").context("cannot read a.yaml: no such file");
+        assert_eq!(describe(&error), "cannot read a.yaml: no such file");
+        assert_eq!(describe(&error.context("not started")), "not started: cannot read a.yaml: no such file");
     }
 }

@@ -5,11 +5,14 @@ use std::{io, net::IpAddr, time::Duration};
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use rtnetlink::{
     Handle, RouteMessageBuilder,
+    packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
+        RouteNetlinkMessage,
         address::AddressMessage,
         link::LinkMessage,
         neighbour::{NeighbourFlags, NeighbourMessage, NeighbourState},
         route::RouteMessage,
+        tc::{TcAttribute, TcHandle, TcMessage},
     },
 };
 use tokio::{task::JoinHandle, time::timeout};
@@ -109,6 +112,30 @@ impl Netlink {
             .state(NeighbourState::Permanent)
             .replace();
         done(format!("set the neighbor entry of {address}"), request.execute()).await
+    }
+
+    /// Gives an interface a queueing discipline of this kind, with the kind's own defaults.
+    pub(super) async fn set_qdisc(&self, ifindex: u32, kind: &str) -> Result<(), Error> {
+        let mut message = TcMessage::with_index(ifindex as i32);
+        message.header.parent = TcHandle::ROOT;
+        message.attributes.push(TcAttribute::Kind(kind.to_owned()));
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(message));
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+        let action = format!("give interface {ifindex} the queueing discipline {kind}");
+        let mut answers = match self.handle.clone().request(request) {
+            Ok(answers) => answers,
+            Err(error) => return Err(Error::refused(action, io::Error::other(error))),
+        };
+        while let Some(answer) = next_answer(&action, &mut answers).await? {
+            if let NetlinkPayload::Error(message) = answer.payload {
+                // An error without a code is the acknowledgment.
+                return match message.code {
+                    None => Ok(()),
+                    Some(_) => Err(Error::refused(action, message.to_io())),
+                };
+            }
+        }
+        Ok(())
     }
 }
 

@@ -188,6 +188,9 @@ async fn configure(netlink: &Netlink, config: &OriginConfig) -> Result<Origin, E
         let request = netlink.handle().link().set(settings);
         done(format!("set up {}", link.name), request.execute()).await?;
     }
+    // A veth has no queue of its own: what overran its ring of 256 frames would be lost without a word. With one, the
+    // kernel holds senders back (veth since Linux 6.16); `mq` has one for each of several transmit queues.
+    netlink.set_qdisc(stack.ifindex, if queues > 1 { "mq" } else { "pfifo" }).await?;
     set_addresses(netlink, stack, subnets).await?;
     set_neighbors(netlink, stack, subnets, peer_mac).await?;
     Ok(Origin {
