@@ -122,3 +122,101 @@ fn tags(tags: &[VlanTag]) -> [VlanTag; MAX_VLAN_TAGS] {
     }
     entries
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::resolution::Reason;
+
+    fn config() -> Config {
+        let text = "
+origin: {}
+interfaces: [eth0]
+this-node: { ipv4: 10.0.0.1 }
+sources: [10.9.0.0/16, '2001:db8::/32', '02:00:00:00:00:77']
+neighbors:
+  node1: { address: 10.0.0.2, udp-port: 9000, hop-limit: 7 }
+  node2: { mac: '02:00:00:00:00:02', interface: eth0, vlans: [{ id: 5, protocol: 802.1ad }, 6] }
+node-tables:
+  - { name: t, bift-id: 1, bit-string-length: 64, bits: { 1: node1, 2: node2, 3: local } }
+";
+        config::parse(text, "test").unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn mac(last: u8) -> MacAddr {
+        MacAddr::new([2, 0, 0, 0, 0, last]).unwrap()
+    }
+
+    #[test]
+    fn a_resolved_neighbor_over_udp() {
+        let resolution = Resolution::Ready {
+            ifindex: 4,
+            source_mac: mac(1),
+            destination_mac: mac(9),
+            source_ip: Some([10, 0, 0, 1].into()),
+        };
+        let entry = neighbor(&config().neighbors[0], &resolution).unwrap();
+        assert_eq!(entry.macs, [2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1]);
+        assert_eq!((entry.source_ip[..5].to_vec(), entry.destination_ip[3]), (vec![10, 0, 0, 1, 0], 2));
+        assert_eq!((entry.udp_port, entry.hop_limit), ([0x23, 0x28], 7));
+        assert_eq!((entry.ifindex, entry.encapsulation, entry.tag_count), (4, 0, 0));
+        let pending = Resolution::Pending { reason: Reason::Underspecified };
+        assert_eq!(neighbor(&config().neighbors[0], &pending), None);
+    }
+
+    #[test]
+    fn a_neighbor_straight_over_ethernet_keeps_its_tags() {
+        let resolution =
+            Resolution::Ready { ifindex: 4, source_mac: mac(1), destination_mac: mac(2), source_ip: None };
+        let entry = neighbor(&config().neighbors[1], &resolution).unwrap();
+        assert_eq!((entry.encapsulation, entry.tag_count), (2, 2));
+        assert_eq!((entry.tags[0].protocol, entry.tags[0].id), ([0x88, 0xa8], [0, 5]));
+        assert_eq!((entry.tags[1].protocol, entry.tags[1].id), ([0x81, 0x00], [0, 6]));
+        assert_eq!((entry.source_ip, entry.udp_port), ([0; 16], [0; 2]));
+    }
+
+    #[test]
+    fn copies_for_this_host_come_from_the_veths_own_subnet() {
+        let origin = Origin {
+            name: "replicator0".into(),
+            peer_name: "replicator0p".into(),
+            ifindex: 7,
+            peer_ifindex: 6,
+            mac: mac(7),
+            peer_mac: mac(6),
+            queues: 1,
+        };
+        let [(_, ipv4), (_, ipv6), (_, ethernet)] = local(&config(), &origin).unwrap();
+        assert_eq!(ipv4.macs, [2, 0, 0, 0, 0, 7, 2, 0, 0, 0, 0, 6]);
+        assert_eq!(ipv4.source_ip[..4], [169, 254, 81, 2]);
+        assert_eq!(ipv4.destination_ip[..4], [10, 0, 0, 1], "the node's address");
+        assert_eq!(
+            ipv6.destination_ip,
+            octets("fd00:8138::1".parse().unwrap()),
+            "the stack's end, without one"
+        );
+        assert!([ipv4, ipv6, ethernet].iter().all(|entry| entry.ifindex == 6));
+        assert_eq!([ipv4, ipv6, ethernet].map(|entry| entry.encapsulation), [0, 1, 2]);
+    }
+
+    #[test]
+    fn nobody_but_neighbors_and_configured_sources_may_send() {
+        let own = OwnAddresses { ips: [[10, 0, 0, 1].into()].into(), macs: [mac(1)].into() };
+        let expected = [
+            (Endpoint::ipv4([10, 0, 0, 1]), role::OWN),
+            (Endpoint::ipv4([10, 0, 0, 2]), role::SOURCE),
+            (Endpoint::mac([2, 0, 0, 0, 0, 1]), role::OWN),
+            (Endpoint::mac([2, 0, 0, 0, 0, 2]), role::SOURCE),
+            (Endpoint::mac([2, 0, 0, 0, 0, 0x77]), role::SOURCE),
+        ];
+        let expected = expected.map(|(endpoint, role)| (endpoint.kind, endpoint.address, role));
+        assert_eq!(endpoints(&config(), &own), expected.into());
+        let prefixes = prefixes(&config());
+        assert_eq!(prefixes.len(), 2);
+        assert_eq!(
+            (prefixes[0].0.kind, prefixes[0].0.address[..2].to_vec(), prefixes[0].1),
+            ([0; 4], vec![10, 9], 16)
+        );
+        assert_eq!((prefixes[1].0.kind, prefixes[1].1), ([0, 0, 0, 1], 32));
+    }
+}
