@@ -38,7 +38,7 @@ enum Command {
     },
     /// Formatting, clippy, unit tests and, as root, the integration tests
     Test {
-        /// Run only the integration tests whose name contains this
+        /// Run only the integration tests whose name contains this, or with `demo` the demo too
         filter: Option<String>,
     },
     /// Dispatch a model's tokens to expert nodes, all on this machine, and check every copy, as root

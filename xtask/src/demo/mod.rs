@@ -15,23 +15,27 @@ mod trial;
 mod window;
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use replicator_tests::lab::Lab;
 
 pub(crate) use self::args::Args;
 use self::{
+    args::Transport,
     model::Shape,
     routing::{Generated, Selection, draw_from_counts},
     trace::Recorded,
     trial::Trial,
 };
-use crate::process::{Privilege, as_root};
+use crate::process::{self, Privilege, as_root};
 
 /// Builds the command `replicator` and runs the demo with it: in this process if it is root's, else in another. The exit
 /// code says whether every copy was right.
@@ -46,6 +50,29 @@ pub(crate) fn start(args: &Args, build: impl FnOnce() -> Result<PathBuf>) -> Res
     let this = env::current_exe().context("cannot tell where this command is")?;
     let error = as_root(this, &[])?.args(env::args_os().skip(1)).arg("--replicator").arg(binary).exec();
     Err(error).context("cannot start sudo")
+}
+
+/// Runs the demo over every transport in both modes, and with every recording in the folder that REPLICATOR_TRACES names.
+///
+/// # Errors
+/// The first run in which a copy was not right, or that could not be set up.
+pub(crate) fn rehearse(replicator: &Path) -> Result<()> {
+    let run = |arguments: &[&OsStr]| {
+        let this = env::current_exe().context("cannot tell where this command is")?;
+        let mut demo = as_root(this, &[])?;
+        process::run(demo.arg("demo").args(arguments).arg("--replicator").arg(replicator))
+    };
+    for transport in Transport::value_variants() {
+        for mode in ["native", "generic"] {
+            run(&["--tokens", "5000", "--transport", transport.name(), "--mode", mode].map(OsStr::new))?;
+        }
+    }
+    if let Some(folder) = env::var_os("REPLICATOR_TRACES") {
+        for recording in trace::recordings(Path::new(&folder))? {
+            run(&[OsStr::new("--trace"), recording.as_os_str()])?;
+        }
+    }
+    Ok(())
 }
 
 fn run(args: &Args, binary: &Path) -> Result<ExitCode> {

@@ -60,6 +60,20 @@ pub(super) fn read(path: &Path) -> Result<Trace> {
     traces.try_fold(first, |all, trace| all.merge(trace?).with_context(|| path.display().to_string()))
 }
 
+/// The recordings that a folder holds, each a folder itself, in the order of their names.
+///
+/// # Errors
+/// Where it cannot be read or holds none.
+pub(super) fn recordings(folder: &Path) -> Result<Vec<PathBuf>> {
+    let unreadable = || format!("cannot read the folder of recordings {}", folder.display());
+    let entries = fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+    let mut paths: Vec<PathBuf> = entries.with_context(unreadable)?.iter().map(fs::DirEntry::path).collect();
+    paths.retain(|path| path.is_dir());
+    ensure!(!paths.is_empty(), "{} holds no recordings", folder.display());
+    paths.sort();
+    Ok(paths)
+}
+
 /// The files of a recording: index and tokens, or any number of JSON files in the order of their names.
 fn files(path: &Path) -> Result<Vec<PathBuf>> {
     let unreadable = || format!("cannot read the recording {}", path.display());
@@ -455,13 +469,22 @@ mod tests {
     #[test]
     fn every_recording_at_hand_is_read() {
         let Some(folder) = std::env::var_os("REPLICATOR_TRACES").map(PathBuf::from) else { return };
-        for (name, model) in [
+        let known = [
             ("deepseek-v2-lite", Model::DeepseekV2Lite),
             ("deepseek-v3-counts", Model::DeepseekV3),
             ("llama4-maverick", Model::Llama4Maverick),
             ("mixtral-8x7b", Model::Mixtral8x7b),
-        ] {
-            assert_eq!(read(&folder.join(name)).unwrap().shape, model.shape(), "{name}");
+        ];
+        for path in recordings(&folder).unwrap() {
+            let shape = read(&path).unwrap().shape;
+            if let Some((name, model)) = known.iter().find(|(name, _)| path.ends_with(name)) {
+                let expected = model.shape();
+                assert_eq!(
+                    (shape.layers, shape.experts, shape.active),
+                    (expected.layers, expected.experts, expected.active),
+                    "{name}"
+                );
+            }
         }
     }
 }
