@@ -192,7 +192,7 @@ impl Port {
             }
             let now = Instant::now();
             if frames.len() >= expected && quiet_until.is_none() {
-                quiet_until = Some(now + Duration::from_millis(20));
+                quiet_until = Some(now + Duration::from_millis(5));
             }
             if now >= quiet_until.unwrap_or(deadline) {
                 return Ok(frames);

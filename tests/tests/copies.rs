@@ -2,7 +2,7 @@
 
 use replicator_common::{bier::BitStringLength, neighbor::Encapsulation, outcome::Outcome};
 use replicator_tests::{
-    bier::Frame,
+    bier::{Frame, assert_frames},
     rig::{Rig, to},
 };
 use replicator_user::datapath::Mode;
@@ -52,7 +52,7 @@ fn replicate(mode: Mode, encapsulation: Encapsulation, vlans: &[u16], checksum: 
                 .collect();
             copies.sort_by_key(|copy| copy.destination);
             expected.sort_by_key(|copy| copy.destination);
-            assert_eq!(copies, expected, "{bits} bits, {:?}", frame.bits);
+            assert_frames(&copies, &expected, format_args!("{bits} bits, {:?}", frame.bits));
         }
     }
     assert_eq!(rig.count(Outcome::Replicated), 25);
