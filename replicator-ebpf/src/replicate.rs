@@ -25,11 +25,9 @@ pub(crate) fn replicate(ctx: &XdpContext) -> Result<Outcome, Outcome> {
     page::fits(ctx, frame.len(), frame_bytes)?;
     // SAFETY: as above; `fits` ended what was borrowed before.
     frame = unsafe { Frame::new(ctx.data(), ctx.data_end()) };
-    let fan_out = plan::fan_out(&resolution).ok_or(Outcome::NoFanOut)?;
+    let fan_out = plan::fan_out(&resolution).and_then(|index| FANOUTS.get(index)).ok_or(Outcome::NoFanOut)?;
     finish::checksum(ctx, &mut frame, &packet, ingress)?;
     stash::stash(&mut frame, &packet, &mut resolution)?;
-    match FANOUTS.get(fan_out).map(|map| map.redirect(0, BPF_F_BROADCAST as u64)) {
-        Some(Ok(_)) => Ok(Outcome::Replicated),
-        _ => Err(Outcome::NoFanOut),
-    }
+    fan_out.redirect(0, BPF_F_BROADCAST as u64).map_err(|_| Outcome::NoFanOut)?;
+    Ok(Outcome::Replicated)
 }

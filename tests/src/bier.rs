@@ -1,5 +1,7 @@
 //! Frames made and read without a line of the datapath's code: headers by `etherparse`, BIER by hand.
 
+use std::fmt;
+
 use anyhow::{Context as _, bail, ensure};
 use etherparse::{IpNumber, Ipv4Header, Ipv6Header, UdpHeader};
 
@@ -15,7 +17,7 @@ pub enum Carrier {
 }
 
 /// A frame with a BIER header, taken apart.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Frame {
     /// Destination MAC address.
     pub destination: [u8; 6],
@@ -174,5 +176,41 @@ impl Frame {
             length,
             payload: payload.to_vec(),
         })
+    }
+}
+
+/// Compares frames that came out with those that should have, in order, and says briefly what is wrong.
+///
+/// # Panics
+/// Where they differ.
+#[track_caller]
+pub fn assert_frames(found: &[Frame], expected: &[Frame], note: impl fmt::Display) {
+    let first = found.iter().zip(expected).position(|(found, expected)| found != expected);
+    let at = first.unwrap_or(found.len().min(expected.len()));
+    assert!(
+        found == expected,
+        "{note}: {} frames instead of {}; number {at} is\n{:?}\ninstead of\n{:?}",
+        found.len(),
+        expected.len(),
+        found.get(at),
+        expected.get(at),
+    );
+}
+
+impl fmt::Debug for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frame")
+            .field("destination", &format_args!("{:02x?}", self.destination))
+            .field("source", &format_args!("{:02x?}", self.source))
+            .field("tags", &self.tags)
+            .field("carrier", &self.carrier)
+            .field("ports", &self.ports)
+            .field("checksum", &self.checksum)
+            .field("header", &format_args!("{:02x?}", self.header))
+            .field("bits", &format_args!("{:?}", self.bits))
+            .field("length", &self.length)
+            // Enough to tell which it is.
+            .field("payload", &format_args!("{} bytes: {:02x?}", self.payload.len(), self.payload.get(..4)))
+            .finish()
     }
 }

@@ -2,5 +2,6 @@
 
 pub mod bier;
 pub mod lab;
+pub mod player;
 pub mod rig;
 pub mod wire;

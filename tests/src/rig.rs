@@ -3,6 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
+use aya::{
+    TestRunOptions,
+    programs::{ProgramFd, TestRun as _, Xdp},
+};
 use replicator_common::{
     bier::{BiftId, BitStringLength},
     neighbor::{Encapsulation, Endpoint, Neighbor, VlanTag, role},
@@ -14,7 +18,7 @@ use replicator_user::{
 };
 
 use crate::{
-    bier::{Carrier, Frame},
+    bier::{Carrier, Frame, header},
     wire::{Device, Wire},
 };
 
@@ -28,6 +32,10 @@ pub const SENDER_IPV6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 
 pub const OWN_IPV4: [u8; 4] = [10, 0, 0, 1];
 /// This host's IPv6 address.
 pub const OWN_IPV6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+/// Source of IPv4 copies for this host's own stack.
+pub const LOCAL_IPV4: [u8; 4] = [169, 254, 81, 2];
+/// Source of IPv6 copies for this host's own stack.
+pub const LOCAL_IPV6: [u8; 16] = [0xfd, 0, 0x81, 0x38, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
 /// Port that neighbors listen on: not the default, so that a copy that kept its own is seen.
 pub const NEIGHBOR_PORT: u16 = 9_000;
 /// Hop limit of copies.
@@ -41,7 +49,7 @@ pub struct Rig {
     pub datapath: Datapath,
     /// Remote neighbors by index.
     pub neighbors: BTreeMap<usize, Neighbor>,
-    local: Option<u32>,
+    local: Option<(Device, [u8; 6])>,
     endpoints: Vec<(Endpoint, u32)>,
 }
 
@@ -91,7 +99,7 @@ impl Rig {
     /// # Errors
     /// Where the kernel refuses.
     pub fn set_local(&mut self, device: &Device, stack: [u8; 6]) -> anyhow::Result<()> {
-        self.local = Some(device.ifindex);
+        self.local = Some((device.clone(), stack));
         for encapsulation in [Encapsulation::Ipv4, Encapsulation::Ipv6, Encapsulation::Ethernet] {
             let mut neighbor = Neighbor {
                 macs: macs(stack, device.mac),
@@ -103,11 +111,11 @@ impl Rig {
             };
             match encapsulation {
                 Encapsulation::Ipv4 => {
-                    neighbor.source_ip[..4].copy_from_slice(&[169, 254, 81, 2]);
+                    neighbor.source_ip[..4].copy_from_slice(&LOCAL_IPV4);
                     neighbor.destination_ip[..4].copy_from_slice(&OWN_IPV4);
                 }
                 _ => {
-                    neighbor.source_ip = [0xfd, 0, 0x81, 0x38, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+                    neighbor.source_ip = LOCAL_IPV6;
                     neighbor.destination_ip = OWN_IPV6;
                 }
             }
@@ -127,9 +135,9 @@ impl Rig {
         encapsulation: Encapsulation,
         vlans: &[u16],
     ) -> anyhow::Result<()> {
-        let n = index as u8;
+        let [high, low] = (index as u16).to_be_bytes();
         let mut neighbor = Neighbor {
-            macs: macs([2, 0, 0, 1, 0, n], device.mac),
+            macs: macs([2, 0, 0, 1, high, low], device.mac),
             udp_port: NEIGHBOR_PORT.to_be_bytes(),
             hop_limit: HOP_LIMIT,
             encapsulation: encapsulation as u8,
@@ -143,11 +151,11 @@ impl Rig {
         match encapsulation {
             Encapsulation::Ipv4 => {
                 neighbor.source_ip[..4].copy_from_slice(&OWN_IPV4);
-                neighbor.destination_ip[..4].copy_from_slice(&[10, 0, 1, n]);
+                neighbor.destination_ip[..4].copy_from_slice(&[10, 1, high, low]);
             }
             Encapsulation::Ipv6 => {
                 neighbor.source_ip = OWN_IPV6;
-                neighbor.destination_ip = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, n];
+                neighbor.destination_ip = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, high, low];
             }
             Encapsulation::Ethernet => {}
         }
@@ -167,7 +175,14 @@ impl Rig {
         length: BitStringLength,
         rows: Vec<Vec<Destination>>,
     ) -> anyhow::Result<()> {
-        let birt = Birt::new(length, rows, None)?;
+        self.install(id, &Birt::new(length, rows, None)?)
+    }
+
+    /// Puts a table in force under a BIFT-id.
+    ///
+    /// # Errors
+    /// Where the datapath refuses.
+    pub fn install(&mut self, id: u32, birt: &Birt) -> anyhow::Result<()> {
         let places: Vec<_> = birt
             .neighbors()
             .iter()
@@ -176,9 +191,73 @@ impl Rig {
                 ifindex: self.neighbors[&id.remote_index().expect("remote")].ifindex,
             })
             .collect();
-        let local = self.local.filter(|_| birt.has_local());
+        let local = self.local.as_ref().filter(|_| birt.has_local()).map(|(device, _)| device.ifindex);
         let id = BiftId::new(id).context("20 bits")?;
         Ok(self.datapath.install(&[id], &birt.compile(), &places, local)?)
+    }
+
+    /// A frame of the sender's to this host by way of a device: DSCP 46 and ECN 1, which must survive, to table `id`.
+    /// UDP over IPv4 has no checksum.
+    pub fn frame(
+        &self,
+        ingress: &Device,
+        encapsulation: Encapsulation,
+        id: u32,
+        length: BitStringLength,
+        bits: &[usize],
+    ) -> Frame {
+        let (carrier, ports) = match encapsulation {
+            Encapsulation::Ipv4 => (Carrier::Ipv4(SENDER_IPV4, OWN_IPV4, 46 << 2 | 1, 3), (40_000, 8138)),
+            Encapsulation::Ipv6 => (Carrier::Ipv6(SENDER_IPV6, OWN_IPV6, 46 << 2 | 1, 3), (40_000, 8138)),
+            Encapsulation::Ethernet => (Carrier::Ethernet, (0, 0)),
+        };
+        Frame {
+            destination: ingress.mac,
+            source: SENDER_MAC,
+            tags: Vec::new(),
+            carrier,
+            ports,
+            checksum: encapsulation == Encapsulation::Ipv6,
+            header: header(id, 17, length.bits(), 0),
+            bits: bits.to_vec(),
+            length: length.bits(),
+            payload: (0..201).collect(),
+        }
+    }
+
+    /// What `replicate` does with a frame and makes of it (BPF_PROG_TEST_RUN): nothing is sent. The frame comes from
+    /// `lo`, interface 1.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn replicate(&mut self, frame: &[u8]) -> anyhow::Result<(u32, Vec<u8>)> {
+        let mut output = vec![0; frame.len()];
+        let result = self.program("replicator_replicate")?.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut output),
+            ..TestRunOptions::default()
+        })?;
+        output.truncate(result.data_size_out as usize);
+        Ok((result.return_value, output))
+    }
+
+    /// The program that runs on copies.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn rewrite(&mut self) -> anyhow::Result<ProgramFd> {
+        Ok(self.program("replicator_rewrite")?.fd()?.try_clone()?)
+    }
+
+    fn program(&mut self, name: &str) -> anyhow::Result<&mut Xdp> {
+        Ok(self.datapath.ebpf().program_mut(name).context("no such program")?.try_into()?)
+    }
+
+    /// How often each outcome occurred that did.
+    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
+        let counters = self.datapath.counters().expect("counters");
+        let occurred = counters.outcomes.iter().filter(|outcome| outcome.count > 0);
+        occurred.map(|outcome| (outcome.outcome, outcome.count)).collect()
     }
 
     /// How often an outcome occurred.
@@ -194,13 +273,13 @@ impl Rig {
         let (destination, source) = neighbor.macs.split_at(6);
         copy.destination = destination.try_into().expect("six bytes");
         copy.source = source.try_into().expect("six bytes");
-        let n = index as u8;
+        let [high, low] = (index as u16).to_be_bytes();
         match &mut copy.carrier {
             Carrier::Ipv4(source, destination, _, ttl) => {
-                (*source, *destination, *ttl) = (OWN_IPV4, [10, 0, 1, n], HOP_LIMIT);
+                (*source, *destination, *ttl) = (OWN_IPV4, [10, 1, high, low], HOP_LIMIT);
             }
             Carrier::Ipv6(source, destination, _, hop_limit) => {
-                let to = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, n];
+                let to = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, high, low];
                 (*source, *destination, *hop_limit) = (OWN_IPV6, to, HOP_LIMIT);
             }
             Carrier::Ethernet => {}
@@ -212,6 +291,25 @@ impl Rig {
             *tag = (u16::from_be_bytes(new.protocol), tag.1 & 0xf000 | u16::from_be_bytes(new.id));
         }
         copy
+    }
+
+    /// What this host's stack should get of a frame: the bits that are left for it. It is no other hop, and the stack
+    /// knows no VLAN.
+    pub fn local_copy(&self, frame: &Frame, bits: &[usize]) -> Frame {
+        let (device, stack) = self.local.as_ref().expect("a way to the stack");
+        let carrier = match frame.carrier {
+            Carrier::Ipv4(_, _, tos, _) => Carrier::Ipv4(LOCAL_IPV4, OWN_IPV4, tos, HOP_LIMIT),
+            Carrier::Ipv6(_, _, class, _) => Carrier::Ipv6(LOCAL_IPV6, OWN_IPV6, class, HOP_LIMIT),
+            Carrier::Ethernet => Carrier::Ethernet,
+        };
+        Frame {
+            destination: *stack,
+            source: device.mac,
+            tags: Vec::new(),
+            carrier,
+            bits: bits.to_vec(),
+            ..frame.clone()
+        }
     }
 }
 

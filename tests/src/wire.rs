@@ -40,6 +40,25 @@ impl Wire {
         Ok(Self(()))
     }
 
+    /// Keeps the calling thread on the CPU it runs on. A veth polls on the CPU that sent, so all frames of this thread
+    /// meet the same slots and in the order they were sent.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn stay_on_cpu(&self) -> anyhow::Result<()> {
+        // SAFETY: no memory is touched.
+        let cpu = unsafe { libc::sched_getcpu() };
+        ensure!(cpu >= 0, "cannot tell the CPU: {}", io::Error::last_os_error());
+        // SAFETY: all zeros is an empty set.
+        let mut set: libc::cpu_set_t = unsafe { MaybeUninit::zeroed().assume_init() };
+        // SAFETY: the kernel's number of a CPU; the set has room for all of them.
+        unsafe { libc::CPU_SET(cpu as usize, &mut set) };
+        // SAFETY: the set is as long as it says.
+        let result = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
+        ensure!(result == 0, "cannot stay on CPU {cpu}: {}", io::Error::last_os_error());
+        Ok(())
+    }
+
     /// A pair of devices `NAME` and `NAMEf`, both up. The far end takes what XDP redirects to the near one.
     ///
     /// # Errors
@@ -48,7 +67,7 @@ impl Wire {
         let far = format!("{name}f");
         run(&["ip", "link", "add", name, "type", "veth", "peer", "name", &far])?;
         for device in [name, &far] {
-            run(&["ip", "link", "set", device, "up"])?;
+            run(&["ip", "link", "set", "dev", device, "up"])?;
             run(&["ethtool", "-K", device, "rxvlan", "off", "txvlan", "off"])?;
         }
         // Without GRO (or a program) on the far end, redirected frames vanish: veth_xdp_xmit in drivers/net/veth.c.
@@ -98,7 +117,11 @@ pub struct Port {
 const FRAME_BYTES: usize = 65_536;
 
 impl Port {
-    fn open(device: Device) -> anyhow::Result<Self> {
+    /// Opens one on a device: it receives what the device hands to the stack, thus behind XDP.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn open(device: Device) -> anyhow::Result<Self> {
         let protocol = (libc::ETH_P_ALL as u16).to_be();
         // SAFETY: no memory is touched.
         let fd = unsafe {
@@ -169,7 +192,7 @@ impl Port {
             }
             let now = Instant::now();
             if frames.len() >= expected && quiet_until.is_none() {
-                quiet_until = Some(now + Duration::from_millis(20));
+                quiet_until = Some(now + Duration::from_millis(5));
             }
             if now >= quiet_until.unwrap_or(deadline) {
                 return Ok(frames);
@@ -183,9 +206,9 @@ impl Port {
     /// # Errors
     /// Where the socket fails.
     pub fn take(&self) -> anyhow::Result<Option<Vec<u8>>> {
-        let mut frame = vec![0; FRAME_BYTES];
+        let mut frame = Vec::<u8>::with_capacity(FRAME_BYTES);
         let mut control = [0_u64; 16];
-        let mut part = libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: frame.len() };
+        let mut part = libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: FRAME_BYTES };
         // SAFETY: all zeros is an empty message.
         let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
         message.msg_iov = &raw mut part;
@@ -201,7 +224,9 @@ impl Port {
                 _ => bail!("cannot receive on {}: {error}", self.device.name),
             };
         }
-        frame.truncate(received as usize);
+        // SAFETY: so many bytes were written, and never more than there is room for.
+        unsafe { frame.set_len(received as usize) };
+        frame.shrink_to_fit();
         if let Some([protocol, tci]) = tag(&message) {
             let tag = [protocol.to_be_bytes(), tci.to_be_bytes()].concat();
             frame.splice(12..12, tag);

@@ -4,44 +4,12 @@
 
 use replicator_common::{bier::BitStringLength, neighbor::Encapsulation, outcome::Outcome};
 use replicator_tests::{
-    bier::{Carrier, Frame, header},
-    rig::{OWN_IPV4, OWN_IPV6, Rig, SENDER_IPV4, SENDER_IPV6, SENDER_MAC, to},
-    wire::Device,
+    bier::{Frame, assert_frames},
+    rig::{Rig, to},
 };
 use replicator_user::datapath::Mode;
 
 const NODES: usize = 8;
-
-fn carrier(encapsulation: Encapsulation) -> Carrier {
-    match encapsulation {
-        // DSCP 46, ECN 1: both must survive.
-        Encapsulation::Ipv4 => Carrier::Ipv4(SENDER_IPV4, OWN_IPV4, 46 << 2 | 1, 3),
-        Encapsulation::Ipv6 => Carrier::Ipv6(SENDER_IPV6, OWN_IPV6, 46 << 2 | 1, 3),
-        Encapsulation::Ethernet => Carrier::Ethernet,
-    }
-}
-
-fn frame(
-    device: &Device,
-    encapsulation: Encapsulation,
-    length: usize,
-    bits: Vec<usize>,
-    tags: &[(u16, u16)],
-) -> Frame {
-    let ports = if encapsulation == Encapsulation::Ethernet { (0, 0) } else { (40_000, 8138) };
-    Frame {
-        destination: device.mac,
-        source: SENDER_MAC,
-        tags: tags.to_vec(),
-        carrier: carrier(encapsulation),
-        ports,
-        checksum: encapsulation == Encapsulation::Ipv6,
-        header: header(0x1234, 17, length, 0),
-        bits,
-        length,
-        payload: (0..201).map(|i| i as u8).collect(),
-    }
-}
 
 /// Sends a frame and compares what comes out with one copy for each node that hosts a bit; bit b is at node (b-1) % 8.
 fn replicate(mode: Mode, encapsulation: Encapsulation, vlans: &[u16], checksum: bool) {
@@ -59,7 +27,8 @@ fn replicate(mode: Mode, encapsulation: Encapsulation, vlans: &[u16], checksum: 
         for set in
             [vec![1], vec![bits], vec![3, 4, 11], (1..=bits).step_by(3).collect(), (1..=bits).collect()]
         {
-            let mut frame = frame(&uplink, encapsulation, bits, set, &tags);
+            let mut frame = rig.frame(&uplink, encapsulation, 0x1234, length, &set);
+            frame.tags.clone_from(&tags);
             frame.checksum |= checksum;
             let mut expected: Vec<_> = (0..NODES)
                 .map(|node| {
@@ -85,7 +54,7 @@ fn replicate(mode: Mode, encapsulation: Encapsulation, vlans: &[u16], checksum: 
                 .collect();
             copies.sort_by_key(|copy| copy.destination);
             expected.sort_by_key(|copy| copy.destination);
-            assert_eq!(copies, expected, "{bits} bits, {:?}", frame.bits);
+            assert_frames(&copies, &expected, format_args!("{bits} bits, {:?}", frame.bits));
         }
     }
     assert_eq!(rig.count(Outcome::Replicated), 25);

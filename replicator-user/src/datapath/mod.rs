@@ -196,8 +196,8 @@ impl Datapath {
             .load(object)
             .map_err(DatapathError::Load)?;
         for name in [REPLICATE, REWRITE] {
-            xdp(&mut ebpf, name)?
-                .load()
+            let program = xdp(&mut ebpf, name)?;
+            without_signals(|| program.load())
                 .map_err(|source| DatapathError::Program { program: name, source: Box::new(source) })?;
         }
         let rewrite = xdp(&mut ebpf, REWRITE)?
@@ -305,6 +305,24 @@ impl Datapath {
 mod aya_log_level {
     pub(super) const OFF: u8 = 0;
     pub(super) const DEBUG: u8 = 4;
+}
+
+/// Runs `load` while signals wait: the verifier gives up with EAGAIN when one arrives (`signal_pending` in `do_check`,
+/// kernel/bpf/verifier.c), be it that a child of another thread ended.
+fn without_signals<T>(load: impl FnOnce() -> T) -> T {
+    // SAFETY: all zeros is a set of signals.
+    let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
+    let mut before = all;
+    // SAFETY: a set to fill in.
+    unsafe { libc::sigfillset(&raw mut all) };
+    // SAFETY: two sets, of which the first is read and the second written.
+    let blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut before) };
+    let result = load();
+    if blocked == 0 {
+        // SAFETY: the set that was written.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
+    }
+    result
 }
 
 /// A number that no other load has.
