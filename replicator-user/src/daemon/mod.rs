@@ -25,7 +25,10 @@ use crate::{
     host::{
         self, Netlink,
         address::OwnAddresses,
-        bpffs, link,
+        bpffs,
+        kernel::Kernel,
+        link,
+        needs::{self, Check, State},
         origin::{self, Origin, OriginConfig, OriginSubnet},
         preflight::{self, Role, Severity},
         resolver::{Change, Resolution, Resolver, Target},
@@ -53,7 +56,7 @@ pub enum DaemonError {
     /// This build has no programs.
     #[error(transparent)]
     NotEmbedded(#[from] object::NotEmbedded),
-    /// Interfaces are not fit; each line is one reason.
+    /// The kernel or interfaces are not fit; each line is one reason.
     #[error("{}", .0.join("\n"))]
     Unfit(Vec<String>),
     /// A table could not be installed.
@@ -102,6 +105,7 @@ impl Daemon {
         let object = object::embedded()?;
         let pins = Pins::new(&config.pin_path);
         let netlink = Netlink::open()?;
+        check_kernel()?;
         bpffs::ensure(&config.pin_path)?;
         let own_programs = pins.programs();
         check_interfaces(&netlink, &config, &own_programs, |advice| warn!("{advice}")).await?;
@@ -381,6 +385,15 @@ impl Daemon {
         };
         status::write(&self.status_path, &status)
     }
+}
+
+/// Everything that the kernel lacks, at once.
+fn check_kernel() -> Result<(), DaemonError> {
+    let lacking = |check: &Check| check.needed && check.state == State::Missing;
+    let reasons = needs::of(&Kernel::read()).into_iter().filter(lacking);
+    let reasons: Vec<_> =
+        reasons.map(|check| format!("missing: {} ({})", check.name, check.detail)).collect();
+    if reasons.is_empty() { Ok(()) } else { Err(DaemonError::Unfit(reasons)) }
 }
 
 /// Every reason why an interface is not fit, at once.
