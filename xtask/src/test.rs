@@ -29,11 +29,12 @@ pub(crate) fn run(toolchain: &Toolchain, filter: Option<&str>) -> Result<()> {
     })?;
     let object =
         steps.run("the eBPF object, warnings denied", || artifact::object(toolchain, Warnings::Deny))?;
-    let replicator =
-        steps.run("replicator with the object inside", || artifact::replicator(&object, Profile::Dev))?;
     steps.run("unit tests", || {
         process::run(cargo().args(["test", "--workspace", "--exclude=replicator-tests", "--no-fail-fast"]))
     })?;
+    // After the unit tests, for cargo builds the command for those too, in the same place and without the object.
+    let replicator =
+        steps.run("replicator with the object inside", || artifact::replicator(&object, Profile::Dev))?;
     steps.run("integration tests, as root", || {
         integration_tests(
             &[(REPLICATOR_VARIABLE, replicator.as_ref()), (OBJECT_VARIABLE, object.as_ref())],
