@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::UdpSocket, os::fd::AsRawFd as _, thread, time::Duration};
 
 use replicator_common::{
-    bier::BitStringLength::{self, B64, B256, B1024},
+    bier::BitStringLength::{self, B64, B128, B256, B1024},
     neighbor::Encapsulation,
     outcome::Outcome::{Passed, Planned, Replicated, Sent, Surplus},
 };
@@ -298,6 +298,18 @@ fn many_devices_and_local() {
         }
         assert_eq!(spread.rig.count(Planned), spread.rig.count(Sent));
     }
+}
+
+/// A table that cannot be served is refused, and the one in force stays: 64 members are the most on five devices.
+#[test]
+fn a_refused_table_changes_nothing() {
+    let mut spread = Spread::new(Mode::Native, &[13, 13, 13, 13, 12]);
+    let ingress = spread.ingress.clone();
+    spread.rig.neighbor(64, &ingress, Encapsulation::Ipv4, &[]).unwrap();
+    let error = spread.rig.table(TABLE, B128, (0..65).map(|node| vec![to(node)]).collect()).unwrap_err();
+    assert!(error.to_string().starts_with("65 members leave on 6 devices"), "{error}");
+    let counts = spread.check(4);
+    assert_eq!(spread.rig.count(Sent), counts.iter().flatten().sum::<usize>() as u64);
 }
 
 /// This host's own programs send into a veth; `replicate` runs on its other end.
