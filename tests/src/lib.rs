@@ -2,5 +2,6 @@
 
 pub mod bier;
 pub mod player;
+pub mod random;
 pub mod rig;
 pub mod wire;

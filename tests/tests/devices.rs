@@ -10,6 +10,7 @@ use replicator_common::{
 use replicator_tests::{
     bier::{Carrier, Frame, assert_frames},
     player::Player,
+    random::Random,
     rig::{Rig, to},
     wire::{Device, Port, run},
 };
@@ -19,22 +20,6 @@ use replicator_user::{
 };
 
 const TABLE: u32 = 0x1234;
-
-/// Numbers without a pattern, the same each time.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, n: u64) -> usize {
-        (self.next() >> 20) as usize % n as usize
-    }
-}
 
 /// The frames that came out of a port.
 fn parsed(port: &Port, expected: usize) -> Vec<Frame> {
@@ -371,8 +356,8 @@ fn origin(mode: Mode, encapsulation: Encapsulation) {
     for length in lengths {
         let bits = if length % 2 == 0 { &[1, 2, 3][..] } else { &[2, 4] };
         let mut frame = lab.rig.frame(&lab.origin, encapsulation, TABLE, B64, bits);
-        frame.payload = (0..length).map(|_| random.next() as u8).collect();
-        lab.check(&frame, random.next() as u16);
+        frame.payload = random.bytes(length);
+        lab.check(&frame, random.word() as u16);
     }
     // Sums of nothing but ones and zeros.
     for byte in [0x00, 0xff] {
@@ -542,7 +527,7 @@ fn burst(frames: usize, nodes_on: &[usize]) {
         let mut burst = Vec::new();
         for n in 0..frames {
             let (id, length) = if n % 3 == 1 { (TABLE + 1, B256) } else { (TABLE, B64) };
-            let mut bits = [1 + random.below(64), 1 + random.below(length.bits() as u64)].to_vec();
+            let mut bits = [1 + random.below(64), 1 + random.below(length.bits())].to_vec();
             bits.sort_unstable();
             bits.dedup();
             let mut frame = spread.rig.frame(&spread.ingress, Encapsulation::Ipv4, id, length, &bits);
