@@ -384,7 +384,14 @@ impl<'a> BitString<'a> {
 
     /// The set bits, lowest first, counted from 1.
     pub fn iter(self) -> impl Iterator<Item = usize> + 'a {
-        (1..=self.0.len() * 8).filter(move |&bit| self.contains(bit))
+        self.0.rchunks(8).enumerate().flat_map(|(index, bytes)| {
+            let mut word = bytes.iter().fold(0_u64, |word, &byte| word << 8 | u64::from(byte));
+            core::iter::from_fn(move || {
+                let bit = word.trailing_zeros() as usize;
+                word &= word.checked_sub(1)?;
+                Some(index * 64 + bit + 1)
+            })
+        })
     }
 
     /// How many bits are set.

@@ -147,17 +147,18 @@ impl Packet {
         })
     }
 
-    /// Whether every length agrees. Returns how many bytes the BIER packet has, header included.
+    /// Whether every length agrees in a frame of `frame_bytes`, of which `frame` is the linear part. Returns how many
+    /// bytes the BIER packet has, header included.
     ///
     /// # Errors
     /// The outcome of a frame that is not replicated for what its network and transport headers say.
     #[inline(always)]
-    pub fn bier_bytes(&self, frame: &Frame<'_>) -> Result<usize, Outcome> {
+    pub fn bier_bytes(&self, frame: &Frame<'_>, frame_bytes: usize) -> Result<usize, Outcome> {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
         let behind_network = match self.encapsulation {
-            Encapsulation::Ethernet => return Ok(frame.len() - self.network_offset),
+            Encapsulation::Ethernet => return Ok(frame_bytes - self.network_offset),
             Encapsulation::Ipv4 => {
                 let header = frame.at::<Ipv4Hdr>(self.network_offset).ok_or(Outcome::Malformed)?;
                 (header.tot_len() as usize).checked_sub(size_of::<Ipv4Hdr>()).ok_or(Outcome::Malformed)?
@@ -168,7 +169,7 @@ impl Packet {
         };
         let udp = frame.at::<UdpHdr>(self.udp_offset()).ok_or(Outcome::Malformed)?;
         // A frame may be longer than its packet (Ethernet pads to 60 bytes), never shorter.
-        if udp.len() as usize != behind_network || self.udp_offset() + behind_network > frame.len() {
+        if udp.len() as usize != behind_network || self.udp_offset() + behind_network > frame_bytes {
             return Err(Outcome::Malformed);
         }
         behind_network.checked_sub(size_of::<UdpHdr>()).ok_or(Outcome::Malformed)
@@ -222,4 +223,139 @@ fn ipv6(frame: &Frame<'_>, offset: usize, udp_port: u16) -> Option<Option<Outcom
 #[inline(always)]
 fn port(frame: &Frame<'_>, offset: usize) -> Option<u16> {
     Some(u16::from_be_bytes(frame.at::<UdpHdr>(offset)?.dst))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{vec, vec::Vec};
+
+    use super::*;
+
+    const PORT: u16 = 8138;
+
+    fn parse(bytes: &mut [u8]) -> (Option<Packet>, Option<Result<usize, Outcome>>) {
+        let (length, range) = (bytes.len(), bytes.as_mut_ptr_range());
+        // SAFETY: `bytes` outlives the frame and is not touched meanwhile.
+        let frame = unsafe { Frame::new(range.start as usize, range.end as usize) };
+        let packet = Packet::parse(&frame, PORT);
+        (packet, packet.map(|packet| packet.bier_bytes(&frame, length)))
+    }
+
+    fn ethernet(tags: &[u16], ethertype: u16, rest: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0x02; 12];
+        for tag in tags {
+            frame.extend(tag.to_be_bytes());
+            frame.extend([0, 100]);
+        }
+        frame.extend(ethertype.to_be_bytes());
+        frame.extend(rest);
+        frame
+    }
+
+    /// An IPv4 header of `words` 32-bit words with these flags and offset, and UDP with 20 bytes.
+    fn ipv4(words: u8, fragment: u16, protocol: u8, port: u16) -> Vec<u8> {
+        let total = u16::from(words) * 4 + 28;
+        let [high, low] = total.to_be_bytes();
+        let [f, g] = fragment.to_be_bytes();
+        let mut packet = vec![0x40 | words, 0, high, low, 0, 1, f, g, 64, protocol, 0, 0];
+        packet.extend([10, 0, 0, 1, 10, 0, 0, 2]);
+        packet.resize(usize::from(words) * 4, 1);
+        udp(&mut packet, port);
+        packet
+    }
+
+    fn ipv6(next: u8, between: &[u8], port: u16) -> Vec<u8> {
+        let mut packet = vec![0x60, 0, 0, 0, 0, 28 + between.len() as u8, next, 64];
+        packet.extend([0xfd; 32]);
+        packet.extend(between);
+        udp(&mut packet, port);
+        packet
+    }
+
+    fn udp(packet: &mut Vec<u8>, port: u16) {
+        packet.extend(40_000_u16.to_be_bytes());
+        packet.extend(port.to_be_bytes());
+        packet.extend([0, 28, 0, 0]);
+        packet.extend([0; 20]);
+    }
+
+    #[test]
+    fn tells_where_the_bier_header_lies() {
+        for (tags, tag_bytes) in [(&[][..], 0), (&[0x8100], 4), (&[0x88a8, 0x8100], 8)] {
+            for (ethertype, rest, network_bytes, encapsulation) in [
+                (0x0800, ipv4(5, 0x4000, 17, PORT), 28, Encapsulation::Ipv4),
+                (0x86dd, ipv6(17, &[], PORT), 48, Encapsulation::Ipv6),
+                (0xAB37, vec![0; 20], 0, Encapsulation::Ethernet),
+            ] {
+                let (packet, bytes) = parse(&mut ethernet(tags, ethertype, &rest));
+                let packet = packet.unwrap();
+                assert_eq!(packet.encapsulation, encapsulation);
+                assert_eq!(usize::from(packet.tag_count), tags.len());
+                assert_eq!(packet.network_offset, 14 + tag_bytes);
+                assert_eq!(packet.bier_offset(), 14 + tag_bytes + network_bytes);
+                assert_eq!(bytes, Some(Ok(20)));
+            }
+        }
+    }
+
+    #[test]
+    fn everything_else_is_not_ours() {
+        let mut three_tags = ethernet(&[0x8100; 3], 0x0800, &ipv4(5, 0, 17, PORT));
+        assert_eq!(parse(&mut three_tags).0, None);
+        for (ethertype, rest) in [
+            (0x0806, vec![0; 28]),
+            (0x0800, ipv4(5, 0, 6, PORT)),
+            (0x0800, ipv4(5, 0, 17, PORT + 1)),
+            (0x0800, ipv4(5, 0x2001, 17, PORT)),
+            (0x0800, ipv4(4, 0, 17, PORT)),
+            (0x86dd, ipv6(6, &[], PORT)),
+            (0x86dd, ipv6(17, &[], PORT - 1)),
+            (0x86dd, ipv6(44, &[17, 0, 0, 8, 0, 0, 0, 1], PORT)),
+            (0x86dd, ipv6(44, &[6, 0, 0, 1, 0, 0, 0, 1], PORT)),
+            (0x86dd, ipv6(0, &[17, 0, 0, 0, 0, 0, 0, 0], PORT)),
+        ] {
+            assert_eq!(parse(&mut ethernet(&[], ethertype, &rest)).0, None, "{rest:02x?}");
+        }
+    }
+
+    #[test]
+    fn what_is_ours_and_wrong_has_its_outcome() {
+        let mut short_udp = ipv4(5, 0, 17, PORT);
+        short_udp[25] = 27;
+        let mut long_ip = ipv4(5, 0, 17, PORT);
+        long_ip[3] += 1;
+        let mut long_ipv6 = ipv6(17, &[], PORT);
+        long_ipv6[5] += 1;
+        for (ethertype, rest, outcome) in [
+            (0x0800, ipv4(5, 0x2000, 17, PORT), Outcome::IpFragment),
+            (0x0800, ipv4(6, 0, 17, PORT), Outcome::IpOptions),
+            (0x86dd, ipv6(44, &[17, 0, 0, 1, 0, 0, 0, 1], PORT), Outcome::IpFragment),
+            (0x0800, short_udp, Outcome::Malformed),
+            (0x0800, long_ip, Outcome::Malformed),
+            (0x86dd, long_ipv6, Outcome::Malformed),
+            (0x0800, ipv4(5, 0, 17, PORT)[..47].to_vec(), Outcome::Malformed),
+        ] {
+            let (_, bytes) = parse(&mut ethernet(&[], ethertype, &rest));
+            assert_eq!(bytes, Some(Err(outcome)), "{rest:02x?}");
+        }
+    }
+
+    #[test]
+    fn padding_behind_the_packet_is_not_the_packet() {
+        let mut frame = ethernet(&[], 0x0800, &ipv4(5, 0, 17, PORT));
+        frame.extend([0; 18]);
+        assert_eq!(parse(&mut frame).1, Some(Ok(20)));
+    }
+
+    #[test]
+    fn no_truncation_reads_beyond_the_end() {
+        for (ethertype, rest) in
+            [(0x0800, ipv4(5, 0, 17, PORT)), (0x86dd, ipv6(17, &[], PORT)), (0xAB37, vec![0; 20])]
+        {
+            let frame = ethernet(&[0x88a8, 0x8100], ethertype, &rest);
+            for length in 0..frame.len() {
+                parse(&mut frame[..length].to_vec());
+            }
+        }
+    }
 }

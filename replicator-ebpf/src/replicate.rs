@@ -1,7 +1,8 @@
-//! A frame's way in: parse, admit, resolve, plan, stash, emit.
+//! A frame's way in: parse, admit, resolve, fit the page, plan, finish, stash, emit.
 
 mod admit;
 mod finish;
+mod page;
 mod plan;
 mod resolve;
 mod stash;
@@ -19,7 +20,11 @@ pub(crate) fn replicate(ctx: &XdpContext) -> Result<Outcome, Outcome> {
     let mut frame = unsafe { Frame::new(ctx.data(), ctx.data_end()) };
     let packet = Packet::parse(&frame, UDP_PORT.load()).ok_or(Outcome::Passed)?;
     let ingress = admit::admit(ctx, &frame, &packet)?;
-    let mut resolution = resolve::resolve(&frame, &packet, ingress)?;
+    let frame_bytes = page::frame_bytes(ctx);
+    let mut resolution = resolve::resolve(&frame, frame_bytes, &packet, ingress)?;
+    page::fits(ctx, frame.len(), frame_bytes)?;
+    // SAFETY: as above; `fits` ended what was borrowed before.
+    frame = unsafe { Frame::new(ctx.data(), ctx.data_end()) };
     let fan_out = plan::fan_out(&resolution).and_then(|index| FANOUTS.get(index)).ok_or(Outcome::NoFanOut)?;
     finish::checksum(ctx, &mut frame, &packet, ingress)?;
     stash::stash(&mut frame, &packet, &mut resolution)?;

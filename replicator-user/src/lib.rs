@@ -2,6 +2,7 @@
 //! touches the machine (`host`, `datapath`, `daemon`) does not decide.
 
 pub mod bift;
+pub mod cli;
 pub mod client;
 pub mod config;
 pub mod daemon;

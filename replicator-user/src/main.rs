@@ -1,2 +1,7 @@
 //! The command `replicator`.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    replicator_user::cli::main()
+}

@@ -1,5 +1,7 @@
 //! Which copies leave, and what is in them.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use replicator_common::{bier::BitStringLength, neighbor::Encapsulation, outcome::Outcome};
 use replicator_tests::{
     bier::{Frame, assert_frames},

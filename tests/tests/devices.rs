@@ -1,5 +1,7 @@
 //! Where copies leave: one device for each node, one for all, this host's own stack; and where frames come from.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{collections::BTreeMap, net::UdpSocket, os::fd::AsRawFd as _, thread, time::Duration};
 
 use replicator_common::{

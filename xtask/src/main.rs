@@ -1,6 +1,7 @@
 //! The project's own commands: `cargo xtask --help` lists them.
 
 mod artifact;
+mod demo;
 mod load;
 mod process;
 mod setup;
@@ -37,9 +38,11 @@ enum Command {
     },
     /// Formatting, clippy, unit tests and, as root, the integration tests
     Test {
-        /// Run only the integration tests whose name contains this
+        /// Run only the integration tests whose name contains this, or with `demo` the demo too
         filter: Option<String>,
     },
+    /// Dispatch a model's tokens to expert nodes, all on this machine, and check every copy, as root
+    Demo(demo::Args),
     /// Build with optimizations and run the replicator in the foreground, as root
     Load {
         /// The replicator's configuration
@@ -61,30 +64,31 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    run(Cli::parse()).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
-fn run(cli: Cli) -> Result<()> {
+fn run(cli: Cli) -> Result<ExitCode> {
     let toolchain = |purpose| setup::ensure(purpose, !cli.no_install);
     match cli.command {
         Command::Setup => {
             let toolchain = toolchain(Purpose::Test)?;
             println!("everything is in place: the eBPF programs are built by {toolchain}");
-            Ok(())
         }
         Command::Build { release } => {
             let profile = if release { Profile::Release } else { Profile::Dev };
             println!("{}", artifact::build(&toolchain(Purpose::Build)?, profile)?.display());
-            Ok(())
         }
-        Command::Test { filter } => test::run(&toolchain(Purpose::Test)?, filter.as_deref()),
-        Command::Load { config, args } => load::load(&toolchain(Purpose::Run)?, &config, &args),
-        Command::Unload { config, args } => load::unload(&toolchain(Purpose::Run)?, config.as_deref(), &args),
+        Command::Test { filter } => test::run(&toolchain(Purpose::Test)?, filter.as_deref())?,
+        Command::Demo(args) => {
+            return demo::start(&args, || artifact::build(&toolchain(Purpose::Run)?, Profile::Dev));
+        }
+        Command::Load { config, args } => load::load(&toolchain(Purpose::Run)?, &config, &args)?,
+        Command::Unload { config, args } => {
+            load::unload(&toolchain(Purpose::Run)?, config.as_deref(), &args)?;
+        }
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -9,13 +9,15 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::artifact::{self, OBJECT_VARIABLE, Profile, Warnings};
+use crate::demo;
 use crate::process::{self, Privilege, cargo, sudo_arguments};
 use crate::setup::Toolchain;
 
 /// The environment variable that tells the integration tests which `replicator` to run.
 const REPLICATOR_VARIABLE: &str = "REPLICATOR_BIN";
 
-/// Runs all checks; of the integration tests those whose name contains `filter`.
+/// Runs all checks. With `filter` of the integration tests only those whose name contains it, and the demo only if it is
+/// `demo`.
 ///
 /// # Errors
 /// The first step that failed.
@@ -37,7 +39,11 @@ pub(crate) fn run(toolchain: &Toolchain, filter: Option<&str>) -> Result<()> {
             &[(REPLICATOR_VARIABLE, replicator.as_ref()), (OBJECT_VARIABLE, object.as_ref())],
             filter,
         )
-    })
+    })?;
+    if filter.is_none_or(|filter| filter == "demo") {
+        steps.run("the demo, as root", || demo::rehearse(&replicator))?;
+    }
+    Ok(())
 }
 
 /// Cargo compiles as this user; only the tests themselves run as root.

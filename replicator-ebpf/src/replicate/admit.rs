@@ -1,8 +1,7 @@
 //! Which frames may be replicated: a replicator is an amplifier.
 
-use aya_ebpf::{btf_maps::lpm_trie::Key, helpers::bpf_xdp_get_buff_len, programs::XdpContext};
+use aya_ebpf::{btf_maps::lpm_trie::Key, programs::XdpContext};
 use replicator_common::{
-    limits::MAX_FRAME_BYTES,
     neighbor::{Endpoint, SourcePrefix, role},
     outcome::Outcome,
 };
@@ -37,13 +36,6 @@ pub(crate) fn admit(ctx: &XdpContext, frame: &Frame<'_>, packet: &Packet) -> Res
         if !has_role(&source, role::SOURCE) && !in_prefix(&source) {
             return Err(Outcome::SourceNotAllowed);
         }
-    }
-    // SAFETY: the context is the one the kernel gave.
-    if unsafe { bpf_xdp_get_buff_len(ctx.ctx) } != frame.len() as u64 {
-        return Err(Outcome::MultiBuffer);
-    }
-    if frame.len() > MAX_FRAME_BYTES {
-        return Err(Outcome::FrameTooLong);
     }
     Ok(ingress)
 }

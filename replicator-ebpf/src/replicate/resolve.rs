@@ -29,10 +29,11 @@ pub(crate) struct Resolution<'a> {
 #[inline(always)]
 pub(crate) fn resolve(
     frame: &Frame<'_>,
+    frame_bytes: usize,
     packet: &Packet,
     ingress: Ingress,
 ) -> Result<Resolution<'static>, Outcome> {
-    let bier_bytes = packet.bier_bytes(frame)?;
+    let bier_bytes = packet.bier_bytes(frame, frame_bytes)?;
     let bytes = frame.at::<[u8; HEADER_BYTES]>(packet.bier_offset()).ok_or(Outcome::Malformed)?;
     let header = Header::new(bytes);
     if header.version() != VERSION {

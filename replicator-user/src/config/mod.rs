@@ -30,8 +30,10 @@ pub use address::{AddressError, InterfaceName, Link, MacAddr, Source};
 pub use fault::{ConfigError, Fault, Faults};
 pub use schema::KEYS;
 pub use usage::Usage;
+pub(crate) use usage::{Devices, fanout_cost};
 
 use crate::bift::{Birt, NeighborId};
+pub use crate::datapath::Mode;
 
 /// A configuration without faults.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,15 +58,6 @@ pub struct Config {
     pub neighbors: Vec<Neighbor>,
     /// Node tables, then expert tables, in the order of the file.
     pub tables: Vec<Table>,
-}
-
-/// How the programs are attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// In the driver.
-    Native,
-    /// In the stack: slow, for devices whose driver has no XDP.
-    Generic,
 }
 
 /// The veth that this host's programs send into and local copies come out of.

@@ -665,10 +665,10 @@ fn hostile_texts_are_refused_soon() {
         ("[".repeat(4 << 20), "more than 500 open brackets; close them"),
         ("{a: ".repeat(1 << 20), "more than 500 open brackets; close them"),
         ("[".repeat(400), "recursion limit exceeded"),
-        ("- ".repeat(1 << 20), "recursion limit exceeded"),
+        ("- ".repeat(1 << 18), "recursion limit exceeded"),
         ("x".repeat((4 << 20) + 1), "more than 4194304 bytes; write ranges, and share maps between layers"),
         ("a: &a [*a]\n".to_owned(), "recursion limit exceeded"),
-        (format!("interfaces: [{}]\n", "e,".repeat(1_500_000)), "more than 1000000 keys and values"),
+        (format!("interfaces: [{}]\n", "e,".repeat(1_000_001)), "more than 1000000 keys and values"),
         (bomb, "repetition limit exceeded"),
         (
             format!("a: &a [{}]\nb: [{}]\n", "x,".repeat(10_000), "*a,".repeat(1_000)),
@@ -679,13 +679,13 @@ fn hostile_texts_are_refused_soon() {
         let found = faults(&text);
         assert!(found.len() == 1 && found[0].contains(why), "{why}: {found:?}");
     }
-    let many: String = (0..20_000).map(|i| format!("key{i}: 1\n")).collect();
+    let many: String = (0..10_500).map(|i| format!("key{i}: 1\n")).collect();
     let found = faults(&many);
     assert_eq!(found.len(), 51);
     assert!(found[49].starts_with("f:50:1: unknown key `key49`"), "{}", found[49]);
     assert_eq!(found[50], "f: and 9950 more", "no more than 10,000 are counted");
-    // Generous: a debug build on a busy machine takes a few seconds.
-    assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
+    // Generous: ten seconds in a debug build on a busy machine, and minutes without the bounds.
+    assert!(started.elapsed().as_secs() < 120, "{:?}", started.elapsed());
 }
 
 #[test]

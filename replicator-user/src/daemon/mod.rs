@@ -1,1 +1,431 @@
-//! The daemon: what runs behind `replicator run`.
+//! The daemon: what runs behind `replicator run`. It loads the datapath, keeps it in step with the host, and leaves it
+//! in place when it ends.
+
+mod entries;
+mod roster;
+pub mod status;
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use replicator_common::{bier::BiftId, neighbor::Endpoint};
+use tokio::{
+    sync::mpsc::UnboundedReceiver,
+    time::{MissedTickBehavior, interval, timeout_at},
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    bift::{Bift, NeighborId},
+    config::{Config, NextHop},
+    datapath::{Datapath, DatapathError, LoadOptions, MemberPlace, Mode, Pins, object},
+    host::{
+        self, Netlink,
+        address::OwnAddresses,
+        bpffs, link,
+        origin::{self, Origin, OriginConfig, OriginSubnet},
+        preflight::{self, Role, Severity},
+        resolver::{Change, Resolution, Resolver, Target},
+        watch::{HostEvent, LinkChange, Watch},
+    },
+};
+use roster::{Move, Roster};
+use status::{InterfaceStatus, NeighborStatus, Status, TableStatus};
+
+/// How long the first answers about the neighbors are waited for, so that the first frames find them.
+const FIRST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// How often the log of the programs is looked at where the configuration asks for it.
+const LOG_POLL: Duration = Duration::from_millis(100);
+
+/// Why the daemon could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The datapath.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    /// The host.
+    #[error(transparent)]
+    Host(#[from] host::Error),
+    /// This build has no programs.
+    #[error(transparent)]
+    NotEmbedded(#[from] object::NotEmbedded),
+    /// Interfaces are not fit; each line is one reason.
+    #[error("{}", .0.join("\n"))]
+    Unfit(Vec<String>),
+    /// A table could not be installed.
+    #[error("table {table}: {source}")]
+    Table {
+        /// The table.
+        table: String,
+        /// Why.
+        source: Box<DatapathError>,
+    },
+    /// The status file could not be written.
+    #[error("cannot write {path}: {source}")]
+    Status {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A datapath in step with its host.
+pub struct Daemon {
+    config: Config,
+    pins: Pins,
+    netlink: Netlink,
+    datapath: Datapath,
+    origin: Option<Origin>,
+    roster: Roster,
+    resolutions: Vec<Resolution>,
+    /// Whether the first answers about the neighbors had their time: what is unresolved now is worth a word.
+    heard: bool,
+    bifts: Vec<Bift>,
+    resolver: (Resolver, UnboundedReceiver<Change>),
+    watch: (Watch, UnboundedReceiver<HostEvent>),
+    interfaces: Vec<InterfaceStatus>,
+    status_path: PathBuf,
+    started: Instant,
+}
+
+impl Daemon {
+    /// Checks everything, then puts everything in place. When this returns, frames are replicated.
+    ///
+    /// # Errors
+    /// Where an interface is not fit or the kernel refuses something. Programs that were attached before stay.
+    pub async fn start(config: Config) -> Result<Self, DaemonError> {
+        let object = object::embedded()?;
+        let pins = Pins::new(&config.pin_path);
+        let netlink = Netlink::open()?;
+        bpffs::ensure(&config.pin_path)?;
+        let own_programs = pins.programs();
+        check_interfaces(&netlink, &config, &own_programs, |advice| warn!("{advice}")).await?;
+        let origin = match &config.origin {
+            Some(origin) => Some(origin::ensure(&netlink, &origin_config(origin)).await?),
+            None => None,
+        };
+        let options = LoadOptions { udp_port: config.udp_port, trace_drops: config.trace_drops };
+        let mut datapath = Datapath::load(object, &options)?;
+        let links = link::all(&netlink).await?;
+        let index = |name: &str| links.iter().find(|link| link.name == name).map(|link| link.ifindex);
+        // Where a neighbor is looked for until the host says where it is: its copies are counted as unresolved there.
+        let first = config.interfaces.first().and_then(|name| index(name.as_str()));
+        let first = first.or(origin.as_ref().map(|origin| origin.ifindex)).unwrap_or(0);
+        let devices = config
+            .neighbors
+            .iter()
+            .map(|neighbor| neighbor.interface().and_then(|name| index(name.as_str())).unwrap_or(first));
+        let roster = Roster::new(devices);
+        let targets = config.neighbors.iter().zip(0..).map(|(neighbor, id)| target(neighbor, id)).collect();
+        if let Some(origin) = &origin {
+            datapath.set_origin(origin.peer_ifindex);
+            for (encapsulation, entry) in entries::local(&config, origin).into_iter().flatten() {
+                datapath.set_neighbor(NeighborId::local(encapsulation).get(), Some(&entry))?;
+            }
+        }
+        datapath.admission().set_prefixes(entries::prefixes(&config))?;
+        let pending = Resolution::Pending { reason: host::resolution::Reason::Underspecified };
+        let mut daemon = Self {
+            status_path: status::path(&config.pin_path),
+            resolutions: vec![pending; config.neighbors.len()],
+            heard: false,
+            bifts: config.tables.iter().map(|table| table.birt.compile()).collect(),
+            resolver: Resolver::start(targets)?,
+            watch: Watch::start()?,
+            interfaces: Vec::new(),
+            started: Instant::now(),
+            roster,
+            origin,
+            datapath,
+            netlink,
+            pins,
+            config,
+        };
+        daemon.set_endpoints(&OwnAddresses::read(&daemon.netlink).await?)?;
+        daemon.hear_first_answers().await?;
+        for index in 0..daemon.config.tables.len() {
+            daemon.install(index)?;
+        }
+        daemon.attach_all(&links).await?;
+        daemon.write_status()?;
+        Ok(daemon)
+    }
+
+    /// Follows the host until `end` is over. The datapath stays in place, with what is known now.
+    ///
+    /// # Errors
+    /// Where the kernel refuses a change.
+    pub async fn run(&mut self, end: impl Future<Output = ()>) -> Result<(), DaemonError> {
+        let mut logger = self.config.trace_drops.then(|| self.logger()).flatten();
+        let mut log_poll = interval(LOG_POLL);
+        log_poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tokio::pin!(end);
+        loop {
+            tokio::select! {
+                () = &mut end => return Ok(()),
+                Some(change) = self.resolver.1.recv() => {
+                    self.neighbor_changed(change)?;
+                    while let Ok(change) = self.resolver.1.try_recv() {
+                        self.neighbor_changed(change)?;
+                    }
+                }
+                Some(event) = self.watch.1.recv() => self.host_changed(event).await?,
+                _ = log_poll.tick(), if logger.is_some() => {
+                    if let Some(logger) = &mut logger {
+                        logger.flush();
+                    }
+                    continue;
+                }
+            }
+            self.write_status()?;
+        }
+    }
+
+    /// Takes the datapath down: programs, maps, links and the origin pair.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub async fn detach(self) -> Result<(), DaemonError> {
+        let Self { pins, netlink, datapath, status_path, config, .. } = self;
+        pins.remove_all()?;
+        drop(datapath);
+        if let Some(origin) = &config.origin {
+            origin::remove(&netlink, origin.interface.as_str()).await?;
+        }
+        status::remove(&status_path)?;
+        Ok(())
+    }
+
+    /// What a service manager shows: one line.
+    pub fn summary(&self) -> String {
+        let ready =
+            self.resolutions.iter().filter(|resolution| matches!(resolution, Resolution::Ready { .. }));
+        format!(
+            "{} tables, {} of {} neighbors resolved, {} interfaces",
+            self.config.tables.len(),
+            ready.count(),
+            self.resolutions.len(),
+            self.interfaces.len()
+        )
+    }
+
+    fn logger(&mut self) -> Option<aya_log::EbpfLogger<&'static dyn log::Log>> {
+        match aya_log::EbpfLogger::init(self.datapath.ebpf()) {
+            Ok(logger) => Some(logger),
+            Err(error) => {
+                warn!("dropped frames cannot be logged: {error}");
+                None
+            }
+        }
+    }
+
+    /// The first answers tell the present state of each neighbor; those that take long come later.
+    async fn hear_first_answers(&mut self) -> Result<(), DaemonError> {
+        let deadline = tokio::time::Instant::now() + FIRST_ANSWERS;
+        let pending = |daemon: &Self| {
+            daemon.resolutions.iter().any(|resolution| !matches!(resolution, Resolution::Ready { .. }))
+        };
+        while pending(self) {
+            match timeout_at(deadline, self.resolver.1.recv()).await {
+                Ok(Some(change)) => self.neighbor_changed(change)?,
+                _ => break,
+            }
+        }
+        self.heard = true;
+        for (neighbor, resolution) in self.config.neighbors.iter().zip(&self.resolutions) {
+            if let Resolution::Pending { reason } = resolution {
+                warn!("neighbor {} is not resolved: {reason}", neighbor.name);
+            }
+        }
+        Ok(())
+    }
+
+    fn neighbor_changed(&mut self, Change { id, resolution }: Change) -> Result<(), DaemonError> {
+        let index = id as usize;
+        let neighbor = &self.config.neighbors[index];
+        match &resolution {
+            Resolution::Ready { .. } => info!("neighbor {} is resolved", neighbor.name),
+            Resolution::Pending { reason } if self.heard => {
+                warn!("neighbor {} is not resolved: {reason}", neighbor.name);
+            }
+            Resolution::Pending { .. } => {}
+        }
+        let entry = entries::neighbor(neighbor, &resolution);
+        let moved = match &resolution {
+            Resolution::Ready { ifindex, .. } => self.roster.found(index, *ifindex, self.started.elapsed()),
+            Resolution::Pending { .. } => Move::Stays(self.roster.place(index)),
+        };
+        match moved {
+            Move::Stays(place) => self.datapath.set_neighbor(place.neighbor, entry.as_ref())?,
+            Move::Moves { from, to } => {
+                self.datapath.set_neighbor(to.neighbor, entry.as_ref())?;
+                self.install_those_with(index)?;
+                self.datapath.set_neighbor(from.neighbor, None)?;
+            }
+            Move::NoRoom(place) => {
+                warn!("neighbor {} moved to another interface and all ids are taken", neighbor.name);
+                self.datapath.set_neighbor(place.neighbor, None)?;
+            }
+        }
+        self.resolutions[index] = resolution;
+        Ok(())
+    }
+
+    /// Installs the tables in force that have the neighbor as a member.
+    fn install_those_with(&mut self, neighbor: usize) -> Result<(), DaemonError> {
+        let in_force = self.datapath.bift_ids();
+        let members = |index: usize| self.config.tables[index].birt.neighbors();
+        let tables: Vec<_> = (0..self.config.tables.len())
+            .filter(|&index| members(index).iter().any(|id| id.remote_index() == Some(neighbor)))
+            .filter(|&index| self.config.tables[index].bift_ids.iter().any(|id| in_force.contains(id)))
+            .collect();
+        tables.into_iter().try_for_each(|index| self.install(index))
+    }
+
+    fn install(&mut self, index: usize) -> Result<(), DaemonError> {
+        let table = &self.config.tables[index];
+        let places: Vec<MemberPlace> = table
+            .birt
+            .neighbors()
+            .iter()
+            .filter_map(|id| Some(self.roster.place(id.remote_index()?)))
+            .collect();
+        let local = self.origin.as_ref().map(|origin| origin.peer_ifindex).filter(|_| table.birt.has_local());
+        self.datapath.install(&table.bift_ids, &self.bifts[index], &places, local).map_err(|source| {
+            DaemonError::Table { table: table.name.to_string(), source: Box::new(source) }
+        })?;
+        debug!("table {} is in force", table.name);
+        Ok(())
+    }
+
+    async fn host_changed(&mut self, event: HostEvent) -> Result<(), DaemonError> {
+        match event {
+            HostEvent::OwnAddresses(own) => self.set_endpoints(&own)?,
+            HostEvent::Link { ifindex, name, change: LinkChange::Added { .. } } => {
+                let ours = self.config.interfaces.iter().any(|interface| interface.as_str() == name);
+                if ours && !self.interfaces.iter().any(|interface| interface.ifindex == ifindex) {
+                    match self.attach(ifindex, &name, self.config.mode) {
+                        Ok(()) => info!("{name} is back: attached"),
+                        Err(error) => warn!("{name} is back, but: {error}"),
+                    }
+                    self.datapath.pin(&self.pins)?;
+                }
+            }
+            HostEvent::Link { ifindex, name, change: LinkChange::Removed } => {
+                if self.interfaces.iter().any(|interface| interface.ifindex == ifindex) {
+                    warn!("{name} is gone; it is attached again when it comes back");
+                    self.interfaces.retain(|interface| interface.ifindex != ifindex);
+                    self.datapath.forget(ifindex);
+                    self.pins.forget(ifindex)?;
+                }
+            }
+            HostEvent::Link { name, change, .. } => debug!("{name}: {change:?}"),
+        }
+        Ok(())
+    }
+
+    fn set_endpoints(&mut self, own: &OwnAddresses) -> Result<(), DaemonError> {
+        let endpoints = entries::endpoints(&self.config, own);
+        let endpoints =
+            endpoints.into_iter().map(|(kind, address, roles)| (Endpoint { kind, address }, roles));
+        Ok(self.datapath.admission().set_endpoints(endpoints)?)
+    }
+
+    async fn attach_all(&mut self, links: &[link::Link]) -> Result<(), DaemonError> {
+        let wanted: Vec<_> = self.config.interfaces.iter().map(|name| name.as_str().to_owned()).collect();
+        for name in wanted {
+            let Some(link) = links.iter().find(|link| link.name == name) else { continue };
+            self.attach(link.ifindex, &name, self.config.mode)?;
+        }
+        if let Some(origin) = self.origin.clone() {
+            self.attach(origin.peer_ifindex, &origin.peer_name, self.config.mode)?;
+        }
+        // Many drivers say whether they send redirected frames only while they have a program. Until the links are
+        // pinned, dropping them takes new programs off again.
+        let own = [self.datapath.program_id()?];
+        check_interfaces(&self.netlink, &self.config, &own, |_| {}).await?;
+        Ok(self.datapath.pin(&self.pins)?)
+    }
+
+    fn attach(&mut self, ifindex: u32, name: &str, mode: Mode) -> Result<(), DaemonError> {
+        self.datapath.attach(&self.pins, ifindex, name, mode)?;
+        self.interfaces.push(InterfaceStatus { name: name.to_owned(), ifindex, mode });
+        Ok(())
+    }
+
+    fn write_status(&self) -> Result<(), DaemonError> {
+        let neighbor = |index: usize| NeighborStatus {
+            name: self.config.neighbors[index].name.clone(),
+            id: self.roster.place(index).neighbor,
+            resolution: self.resolutions[index].clone().into(),
+        };
+        let table = |table: &crate::config::Table| TableStatus {
+            name: table.name.to_string(),
+            bift_ids: table.bift_ids.iter().copied().map(BiftId::get).collect(),
+            bit_string_length: table.birt.length().bits(),
+            members: table.birt.neighbors().len() + usize::from(table.birt.has_local()),
+            variants: table.birt.variants(),
+        };
+        let status = Status {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            origin: self.origin.as_ref().map(|origin| origin.name.clone()),
+            interfaces: self.interfaces.clone(),
+            neighbors: (0..self.config.neighbors.len()).map(neighbor).collect(),
+            tables: self.config.tables.iter().map(table).collect(),
+        };
+        status::write(&self.status_path, &status)
+    }
+}
+
+/// Every reason why an interface is not fit, at once.
+async fn check_interfaces(
+    netlink: &Netlink,
+    config: &Config,
+    own: &[u32],
+    mut advise: impl FnMut(String),
+) -> Result<(), DaemonError> {
+    let mut reasons = Vec::new();
+    for name in &config.interfaces {
+        let facts = preflight::examine(netlink, name.as_str()).await?;
+        for problem in preflight::verdict(name.as_str(), facts.as_ref(), config.mode, Role::Both, own) {
+            match problem.severity {
+                Severity::Error => reasons.push(problem.text),
+                Severity::Warning => advise(problem.text),
+            }
+        }
+    }
+    if reasons.is_empty() { Ok(()) } else { Err(DaemonError::Unfit(reasons)) }
+}
+
+fn origin_config(origin: &crate::config::Origin) -> OriginConfig {
+    let subnet = |net: Result<IpNet, _>, peer| net.ok().map(|stack| OriginSubnet { stack, peer });
+    let ipv4 = IpNet::new(origin.ipv4.stack.into(), origin.ipv4.prefix_length);
+    let ipv6 = IpNet::new(origin.ipv6.stack.into(), origin.ipv6.prefix_length);
+    OriginConfig {
+        name: origin.interface.as_str().to_owned(),
+        queues: origin.queues.into(),
+        subnets: [subnet(ipv4, origin.ipv4.peer.into()), subnet(ipv6, origin.ipv6.peer.into())]
+            .into_iter()
+            .flatten()
+            .collect(),
+    }
+}
+
+fn target(neighbor: &crate::config::Neighbor, id: u32) -> Target {
+    let address = match neighbor.hop {
+        NextHop::Udp { address, .. } => Some(address),
+        NextHop::Ethernet { .. } => None,
+    };
+    Target {
+        id,
+        address,
+        interface: neighbor.interface().map(|name| name.as_str().to_owned()),
+        mac: neighbor.mac(),
+    }
+}

@@ -83,6 +83,11 @@ impl Datapath {
         Ok(())
     }
 
+    /// The device is gone, and the link with it.
+    pub fn forget(&mut self, ifindex: u32) {
+        self.attached.retain(|attached| attached.ifindex != ifindex);
+    }
+
     /// Pins maps, programs and links, in place of an earlier load's: they outlive this process.
     ///
     /// # Errors

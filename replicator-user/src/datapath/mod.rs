@@ -232,6 +232,17 @@ impl Datapath {
             .collect()
     }
 
+    /// Id of the program that is attached.
+    ///
+    /// # Errors
+    /// Where the kernel does not tell.
+    pub fn program_id(&mut self) -> Result<u32, DatapathError> {
+        let info = xdp(&mut self.ebpf, REPLICATE)?.info();
+        Ok(info
+            .map_err(|source| DatapathError::Program { program: REPLICATE, source: Box::new(source) })?
+            .id())
+    }
+
     /// Frames received by this device come from this host's own programs; 0 for none.
     pub fn set_origin(&mut self, ifindex: u32) {
         self.settings.write(0, Settings { origin_ifindex: ifindex, zero: 0 });

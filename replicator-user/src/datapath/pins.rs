@@ -9,6 +9,7 @@ use std::{
 use aya::{
     maps::{Map, MapData},
     pin::PinError,
+    programs::links::{FdLink, PinnedLink},
 };
 use replicator_common::LAYOUT_VERSION;
 
@@ -93,6 +94,23 @@ impl Pins {
             entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
         devices.sort_unstable();
         Ok(devices)
+    }
+
+    /// Ids of the programs in the pinned links: ours to replace.
+    pub fn programs(&self) -> Vec<u32> {
+        let program = |ifindex| {
+            let link = FdLink::from(PinnedLink::from_pin(self.link(ifindex)).ok()?);
+            Some(link.info().ok()?.program_id())
+        };
+        self.devices().unwrap_or_default().into_iter().filter_map(program).collect()
+    }
+
+    /// Removes the pin of the link on a device that is gone.
+    ///
+    /// # Errors
+    /// Where bpffs refuses.
+    pub fn forget(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.remove(&self.link(ifindex))
     }
 
     /// Counts since the load, read from the pinned maps: the daemon need not run.

@@ -14,17 +14,13 @@ use crate::setup::plan::{self, Means, Step};
 pub(super) fn means(facts: &Facts) -> Means {
     let apt =
         ask(command("apt-get").arg("--version")).is_some() && Privilege::of_this_process() != Privilege::None;
-    let packages = plan::toolchain_packages(facts);
     if apt && let Err(error) = apt_get(&["update", "-q"]) {
         eprintln!("apt's lists may be out of date: {error:#}");
     }
-    // Debian's rustc-web takes the place of Debian's own rustc or rustup: not on a machine that uses those.
-    let simulation = ask(command("apt-get").args(["install", "--simulate", "--no-remove"]).args(&packages));
-    Means {
-        apt,
-        toolchain_packages: simulation.is_some(),
-        rustup: ask(command("rustup").arg("--version")).is_some(),
-    }
+    // Debian's rustc-web would push out Debian's own rustc and rustup: not where those are in use.
+    let mut simulation = command("apt-get");
+    simulation.args(["install", "--simulate", "--no-remove"]).args(plan::toolchain_packages(facts));
+    Means { apt, toolchain_packages: apt && ask(&mut simulation).is_some() }
 }
 
 /// Carries out one step, with its output on the terminal.
@@ -33,17 +29,11 @@ pub(super) fn perform(step: &Step) -> Result<()> {
         Step::Packages(names) => {
             // Another apt may be at work, as on a machine just started: wait for it.
             let options =
-                ["-o", "DPkg::Lock::Timeout=300", "-q", "-y", "--no-remove", "--no-install-recommends"];
+                ["-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0", "-q", "-y", "--no-remove"];
             let names: Vec<_> = names.iter().map(String::as_str).collect();
-            apt_get(&[&["install"], &options[..], &names].concat())
+            apt_get(&[&["install", "--no-install-recommends"], &options[..], &names].concat())
         }
-        Step::Components(names) => run(command("rustup").args(["component", "add"]).args(names)),
         Step::CompileLinker { llvm } => compile_linker(*llvm).context(plan::BY_HAND),
-        Step::Nightly => {
-            let arguments = ["toolchain", "install", "nightly", "--profile=minimal", "--component=rust-src"];
-            run(command("rustup").args(arguments)).context(plan::BY_HAND)
-        }
-        Step::FetchLinker => fetch_linker().context(plan::BY_HAND),
     }
 }
 
@@ -57,13 +47,6 @@ fn compile_linker(llvm: u32) -> Result<()> {
         .arg(format!("bpf-linker@{LINKER_VERSION}"))
         .env("CARGO_ENCODED_RUSTFLAGS", format!("-Lnative={prefix}/lib"))
         .env("LLVM_PREFIX", prefix))
-}
-
-fn fetch_linker() -> Result<()> {
-    run(process::cargo().args(["install", "--locked", "cargo-binstall"]))?;
-    // Compiling it would need an LLVM that is not there.
-    let arguments = ["binstall", "--no-confirm", "--force", "--disable-strategies=compile", "bpf-linker"];
-    run(process::cargo().args(arguments))
 }
 
 fn apt_get(arguments: &[&str]) -> Result<()> {

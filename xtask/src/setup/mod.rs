@@ -102,7 +102,9 @@ pub(crate) fn ensure(purpose: Purpose, may_install: bool) -> Result<Toolchain> {
             Err(missing) => missing,
         };
         if !may_install {
-            bail!("{missing}: `cargo xtask setup` installs what can be installed");
+            bail!(
+                "{missing}: run `cargo xtask setup`, which installs what it can and says how to get the rest"
+            );
         }
         eprintln!("{missing}");
         let steps = plan::steps(&facts, install::means(&facts))?;

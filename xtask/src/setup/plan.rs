@@ -25,7 +25,6 @@ pub(super) struct Means {
     pub(super) apt: bool,
     /// apt can install [`toolchain_packages`] and removes nothing for it.
     pub(super) toolchain_packages: bool,
-    pub(super) rustup: bool,
 }
 
 /// One thing to install.
@@ -33,27 +32,16 @@ pub(super) struct Means {
 pub(super) enum Step {
     /// Debian packages.
     Packages(Vec<String>),
-    /// Components of the Rust that runs this command.
-    Components(Vec<&'static str>),
     /// bpf-linker, compiled for this major version of LLVM.
     CompileLinker { llvm: u32 },
-    /// Rustup's nightly with its library source.
-    Nightly,
-    /// The newest bpf-linker, as its maintainers publish it.
-    FetchLinker,
 }
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Packages(names) => write!(f, "the packages {} (apt-get)", names.join(", ")),
-            Self::Components(names) => write!(f, "the Rust components {} (rustup)", names.join(", ")),
             Self::CompileLinker { llvm } => {
                 write!(f, "bpf-linker {LINKER_VERSION}, compiled for LLVM {llvm} (cargo; a minute or two)")
-            }
-            Self::Nightly => write!(f, "Rust nightly with its library source (rustup)"),
-            Self::FetchLinker => {
-                write!(f, "bpf-linker, prebuilt, with cargo-binstall (cargo; a few minutes)")
             }
         }
     }
@@ -80,18 +68,16 @@ pub(super) fn check(facts: &Facts) -> Result<Toolchain, Missing> {
         }
     }
     missing.extend(facts.missing_packages.iter().map(|package| format!("the package {package}")));
-    missing
-        .extend(facts.missing_components.iter().map(|component| format!("the Rust component {component}")));
+    missing.extend(
+        facts.missing_components.iter().map(|name| format!("{name} (`rustup component add {name}`)")),
+    );
     toolchain.filter(|_| missing.is_empty()).ok_or(Missing(missing))
 }
 
 /// The Debian packages that make a toolchain of the distribution's compiler; none where there is a toolchain.
 pub(super) fn toolchain_packages(facts: &Facts) -> Vec<String> {
-    if toolchain(facts).is_some() {
-        return Vec::new();
-    }
-    let compiler: &[&str] =
-        if system_compiler(facts).is_some() { &[] } else { &["rustc-web", "rust-web-src"] };
+    let there = toolchain(facts).is_some() || system_compiler(facts).is_some();
+    let compiler: &[&str] = if there { &[] } else { &["rustc-web", "rust-web-src"] };
     let llvm = linker_to_compile(facts).map(|llvm| format!("llvm-{llvm}-dev"));
     compiler.iter().map(|&package| package.to_owned()).chain(llvm).collect()
 }
@@ -101,43 +87,24 @@ pub(super) fn toolchain_packages(facts: &Facts) -> Vec<String> {
 /// # Errors
 /// Something can be installed in no way: one sentence says how to get it.
 pub(super) fn steps(facts: &Facts, means: Means) -> Result<Vec<Step>> {
+    if !facts.missing_components.is_empty() {
+        let names = facts.missing_components.join(" ");
+        bail!("set-up leaves Rust itself alone: get {names} with `rustup component add {names}`");
+    }
     let mut packages: Vec<_> = facts.missing_packages.iter().map(|&package| package.to_owned()).collect();
     if !packages.is_empty() && !means.apt {
         let names = packages.join(" ");
-        bail!(
-            "installing {names} needs Debian's apt-get and root or sudo: have root run `apt-get install {names}`"
-        );
+        bail!("installing {names} needs apt-get, and root or sudo: have root run `apt-get install {names}`");
     }
-    let mut steps = Vec::new();
-    if !facts.missing_components.is_empty() {
-        let components = facts.missing_components.clone();
-        if !means.rustup {
-            bail!(
-                "Rust lacks {} here and was not installed by rustup: add them the way Rust was installed",
-                components.join(" and ")
-            );
-        }
-        steps.push(Step::Components(components));
+    let for_toolchain = toolchain_packages(facts);
+    if !for_toolchain.is_empty() && !means.toolchain_packages {
+        // Rustup's toolchains are the user's: to install nightly would be to update the one that is there.
+        bail!("apt-get cannot install {} here: {BY_HAND}", for_toolchain.join(" "));
     }
-    if toolchain(facts).is_none() {
-        if means.apt && means.toolchain_packages {
-            packages.extend(toolchain_packages(facts));
-            steps.extend(linker_to_compile(facts).map(|llvm| Step::CompileLinker { llvm }));
-        } else if means.rustup {
-            let nightly =
-                facts.compilers.iter().any(|rustc| rustc.compiler == Compiler::Nightly && serves(rustc));
-            steps.extend((!nightly).then_some(Step::Nightly));
-            steps.push(Step::FetchLinker);
-        } else {
-            bail!(
-                "apt-get offers no Rust compiler with its library source and there is no rustup: {BY_HAND}"
-            );
-        }
-    }
-    if !packages.is_empty() {
-        steps.insert(0, Step::Packages(packages));
-    }
-    Ok(steps)
+    packages.extend(for_toolchain);
+    let packages = (!packages.is_empty()).then_some(Step::Packages(packages));
+    let linker = linker_to_compile(facts).map(|llvm| Step::CompileLinker { llvm });
+    Ok(packages.into_iter().chain(linker).collect())
 }
 
 /// The first compiler that serves, with the first linker that reads what it writes.
@@ -164,10 +131,11 @@ fn system_compiler(facts: &Facts) -> Option<&Rustc> {
     facts.compilers.iter().find(|rustc| rustc.compiler == Compiler::System && serves(rustc))
 }
 
-/// The LLVM to compile a linker for, if none is there that serves the distribution's compiler.
+/// The LLVM to compile a linker for, if there is no toolchain and no linker serves the distribution's compiler.
 fn linker_to_compile(facts: &Facts) -> Option<u32> {
     let llvm = system_compiler(facts).map_or(DEBIAN_LLVM, linker_llvm);
-    facts.linkers.iter().all(|linker| linker.llvm < llvm).then_some(llvm)
+    let lacks = toolchain(facts).is_none() && facts.linkers.iter().all(|linker| linker.llvm < llvm);
+    lacks.then_some(llvm)
 }
 
 #[cfg(test)]
@@ -177,7 +145,7 @@ mod tests {
     use super::*;
     use crate::setup::facts::Linker;
 
-    const ALL: Means = Means { apt: true, toolchain_packages: true, rustup: true };
+    const ALL: Means = Means { apt: true, toolchain_packages: true };
 
     fn rustc(compiler: Compiler, llvm: u32, source: bool) -> Rustc {
         Rustc { compiler, release: (1, 96), llvm, source }
@@ -262,35 +230,25 @@ mod tests {
     }
 
     #[test]
-    fn rustup_brings_what_apt_does_not_offer() {
-        let means = Means { toolchain_packages: false, ..ALL };
-        assert_eq!(steps(&Facts::default(), means).unwrap(), [Step::Nightly, Step::FetchLinker]);
-        let nightly = with(vec![rustc(Compiler::Nightly, 23, true)], Vec::new());
-        assert_eq!(steps(&nightly, means).unwrap(), [Step::FetchLinker]);
-    }
-
-    #[test]
     fn without_means_one_sentence_says_how_to_get_it() {
-        let none = Means { apt: false, toolchain_packages: false, rustup: false };
-        let toolchain = steps(&Facts::default(), none).unwrap_err().to_string();
-        assert!(toolchain.contains("rustup toolchain install nightly --component rust-src"), "{toolchain}");
-        let tools = Facts { missing_packages: vec!["ethtool"], ..Facts::default() };
-        let tools = steps(&tools, Means { apt: false, ..ALL }).unwrap_err().to_string();
-        assert!(tools.contains("apt-get install ethtool"), "{tools}");
+        let error = |facts: &Facts, means| steps(facts, means).unwrap_err().to_string();
+        let compiler = error(&Facts::default(), Means { toolchain_packages: false, ..ALL });
+        assert!(compiler.contains("`rustup toolchain install nightly --component rust-src`"), "{compiler}");
+        let tool = Facts { missing_packages: vec!["ethtool"], ..Facts::default() };
+        let tool = error(&tool, Means { apt: false, toolchain_packages: false });
+        assert!(tool.contains("`apt-get install ethtool`"), "{tool}");
+        let component = error(&Facts { missing_components: vec!["clippy"], ..Facts::default() }, ALL);
+        assert!(component.contains("`rustup component add clippy`"), "{component}");
     }
 
     #[test]
     fn a_complete_toolchain_is_left_alone_when_only_tools_are_missing() {
         let complete = with(vec![rustc(Compiler::System, 22, true)], vec![linker("/own", 22)]);
-        let facts =
-            Facts { missing_packages: vec!["python3-venv"], missing_components: vec!["clippy"], ..complete };
-        assert_eq!(
-            check(&facts).unwrap_err().to_string(),
-            "this machine lacks the package python3-venv, the Rust component clippy"
-        );
-        assert_eq!(
-            steps(&facts, ALL).unwrap(),
-            [packages(&["python3-venv"]), Step::Components(vec!["clippy"])]
-        );
+        let facts = Facts { missing_packages: vec!["ethtool", "python3-venv"], ..complete };
+        let missing = check(&facts).unwrap_err().to_string();
+        assert_eq!(missing, "this machine lacks the package ethtool, the package python3-venv");
+        // Whatever apt says of packages that nobody needs.
+        let means = Means { toolchain_packages: false, ..ALL };
+        assert_eq!(steps(&facts, means).unwrap(), [packages(&["ethtool", "python3-venv"])]);
     }
 }

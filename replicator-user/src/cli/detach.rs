@@ -1,0 +1,63 @@
+//! `replicator detach`.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use crate::{
+    config,
+    daemon::status,
+    datapath::{DatapathError, Pins},
+    host::{Netlink, origin},
+};
+use clap::Args;
+
+use super::Instance;
+
+/// Take the datapath down: programs, maps, links and the origin veth
+///
+/// This is the only thing that does. End the daemon first, or it has nothing to look after.
+#[derive(Args)]
+pub(super) struct Detach {
+    #[command(flatten)]
+    instance: Instance,
+    /// Take `pin-path` from this configuration
+    #[arg(long, value_name = "FILE", conflicts_with = "pin_path")]
+    config: Option<PathBuf>,
+}
+
+impl Detach {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let pin_path = match &self.config {
+            Some(file) => config::load(file)?.pin_path,
+            None => self.instance.pin_path,
+        };
+        let status_path = status::path(&pin_path);
+        // A damaged file must not keep the datapath up.
+        let status = status::read(&status_path).ok().flatten();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let devices = match Pins::new(&pin_path).remove_all() {
+                Err(DatapathError::NotLoaded(_)) => Vec::new(),
+                other => other?,
+            };
+            let origin = status.as_ref().and_then(|status| status.origin.as_deref());
+            let origin_removed = match origin {
+                Some(name) => origin::remove(&Netlink::open()?, name).await?,
+                None => false,
+            };
+            status::remove(&status_path)?;
+            let names = devices.iter().map(|device| {
+                let known = status.as_ref().and_then(|status| {
+                    status.interfaces.iter().find(|interface| interface.ifindex == *device)
+                });
+                known.map_or_else(|| format!("interface {device}"), |interface| interface.name.clone())
+            });
+            let names: Vec<_> = names.collect();
+            match (names.is_empty(), origin_removed) {
+                (true, false) => println!("nothing was attached"),
+                (true, true) => println!("removed the origin veth"),
+                (false, _) => println!("detached from {}", names.join(", ")),
+            }
+            Ok(ExitCode::SUCCESS)
+        })
+    }
+}
