@@ -3,5 +3,6 @@
 pub mod bier;
 pub mod lab;
 pub mod player;
+pub mod random;
 pub mod rig;
 pub mod wire;

@@ -124,7 +124,8 @@ impl Rig {
         Ok(())
     }
 
-    /// Makes a neighbor behind a device: number `index`, with addresses made of it.
+    /// Makes a neighbor behind a device: number `index`, with addresses made of it. The outer of two VLAN tags is a
+    /// service tag (802.1ad).
     ///
     /// # Errors
     /// Where the kernel refuses.
@@ -147,6 +148,9 @@ impl Rig {
         };
         for (tag, id) in neighbor.tags.iter_mut().zip(vlans) {
             *tag = VlanTag { protocol: [0x81, 0x00], id: id.to_be_bytes() };
+        }
+        if vlans.len() == 2 {
+            neighbor.tags[0].protocol = [0x88, 0xa8];
         }
         match encapsulation {
             Encapsulation::Ipv4 => {

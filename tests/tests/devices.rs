@@ -5,13 +5,14 @@
 use std::{collections::BTreeMap, net::UdpSocket, os::fd::AsRawFd as _, thread, time::Duration};
 
 use replicator_common::{
-    bier::BitStringLength::{self, B64, B256, B1024},
+    bier::BitStringLength::{self, B64, B128, B256, B1024},
     neighbor::Encapsulation,
     outcome::Outcome::{Passed, Planned, Replicated, Sent, Surplus},
 };
 use replicator_tests::{
     bier::{Carrier, Frame, assert_frames},
     player::Player,
+    random::Random,
     rig::{Rig, to},
     wire::{Device, Port, run},
 };
@@ -21,22 +22,6 @@ use replicator_user::{
 };
 
 const TABLE: u32 = 0x1234;
-
-/// Numbers without a pattern, the same each time.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, n: u64) -> usize {
-        (self.next() >> 20) as usize % n as usize
-    }
-}
 
 /// The frames that came out of a port.
 fn parsed(port: &Port, expected: usize) -> Vec<Frame> {
@@ -302,6 +287,18 @@ fn many_devices_and_local() {
     }
 }
 
+/// A table that cannot be served is refused, and the one in force stays: 64 members are the most on five devices.
+#[test]
+fn a_refused_table_changes_nothing() {
+    let mut spread = Spread::new(Mode::Native, &[13, 13, 13, 13, 12]);
+    let ingress = spread.ingress.clone();
+    spread.rig.neighbor(64, &ingress, Encapsulation::Ipv4, &[]).unwrap();
+    let error = spread.rig.table(TABLE, B128, (0..65).map(|node| vec![to(node)]).collect()).unwrap_err();
+    assert!(error.to_string().starts_with("65 members leave on 6 devices"), "{error}");
+    let counts = spread.check(4);
+    assert_eq!(spread.rig.count(Sent), counts.iter().flatten().sum::<usize>() as u64);
+}
+
 /// This host's own programs send into a veth; `replicate` runs on its other end.
 struct Origin {
     rig: Rig,
@@ -361,8 +358,8 @@ fn origin(mode: Mode, encapsulation: Encapsulation) {
     for length in lengths {
         let bits = if length % 2 == 0 { &[1, 2, 3][..] } else { &[2, 4] };
         let mut frame = lab.rig.frame(&lab.origin, encapsulation, TABLE, B64, bits);
-        frame.payload = (0..length).map(|_| random.next() as u8).collect();
-        lab.check(&frame, random.next() as u16);
+        frame.payload = random.bytes(length);
+        lab.check(&frame, random.word() as u16);
     }
     // Sums of nothing but ones and zeros.
     for byte in [0x00, 0xff] {
@@ -532,7 +529,7 @@ fn burst(frames: usize, nodes_on: &[usize]) {
         let mut burst = Vec::new();
         for n in 0..frames {
             let (id, length) = if n % 3 == 1 { (TABLE + 1, B256) } else { (TABLE, B64) };
-            let mut bits = [1 + random.below(64), 1 + random.below(length.bits() as u64)].to_vec();
+            let mut bits = [1 + random.below(64), 1 + random.below(length.bits())].to_vec();
             bits.sort_unstable();
             bits.dedup();
             let mut frame = spread.rig.frame(&spread.ingress, Encapsulation::Ipv4, id, length, &bits);
