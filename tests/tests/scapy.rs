@@ -164,5 +164,5 @@ fn scapy_agrees() {
 }
 
 fn merge(objects: [&Value; 3]) -> Value {
-    objects.into_iter().flat_map(|object| object.as_object().cloned().unwrap()).collect()
+    objects.into_iter().flat_map(|object| object.as_object().cloned().expect("an object")).collect()
 }
