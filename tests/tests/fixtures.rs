@@ -1,5 +1,7 @@
 //! The table of frames in `fixtures/replicate.yaml`, and what must hold for every frame near one of them.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 
 use replicator_common::{
@@ -45,7 +47,7 @@ struct Fixture {
 
 /// Bytes in hexadecimal, `??` for any, comments behind `#`.
 fn bytes(text: &str) -> Vec<Option<u8>> {
-    let words = text.lines().flat_map(|line| line.split('#').next().unwrap().split_whitespace());
+    let words = text.lines().flat_map(|line| line.split('#').next().unwrap_or_default().split_whitespace());
     words.map(|word| (word != "??").then(|| u8::from_str_radix(word, 16).unwrap())).collect()
 }
 
