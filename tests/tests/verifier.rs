@@ -1,7 +1,5 @@
 //! The programs against the verifier's limits, and the maps filled to theirs.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::{
     collections::BTreeMap,
     sync::atomic::{AtomicBool, Ordering},

@@ -58,7 +58,7 @@ impl Run {
                 _ = interrupt.recv() => {}
             }
         };
-        let result = daemon.run(end).await;
+        daemon.run(end).await;
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         if self.detach_on_exit {
             daemon.detach().await?;
@@ -66,7 +66,6 @@ impl Run {
         } else {
             info!("ended; the datapath stays in place, `replicator detach` takes it down");
         }
-        result?;
         Ok(ExitCode::SUCCESS)
     }
 }

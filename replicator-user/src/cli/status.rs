@@ -95,7 +95,7 @@ impl Report {
         for table in &daemon.tables {
             let ids: Vec<_> = table.bift_ids.iter().map(|id| format!("{id:#07x}")).collect();
             line(format!(
-                "table {}: BIFT-id {}, {} bits, {} members, {} variants",
+                "table {}: BIFT-id {}, {} bits, members: {}, variants: {}",
                 table.name,
                 ids.join(" and "),
                 table.bit_string_length,

@@ -6,6 +6,7 @@ mod roster;
 pub mod status;
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -16,7 +17,7 @@ use tokio::{
     sync::mpsc::UnboundedReceiver,
     time::{MissedTickBehavior, interval, timeout_at},
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     bift::{Bift, NeighborId},
@@ -37,6 +38,9 @@ use crate::{
 };
 use roster::{Move, Roster};
 use status::{InterfaceStatus, NeighborStatus, Status, TableStatus};
+
+/// Where a neighbor is looked for that could be behind any device, while there is none.
+const NO_DEVICE: u32 = 0;
 
 /// How long the first answers about the neighbors are waited for, so that the first frames find them.
 const FIRST_ANSWERS: Duration = Duration::from_secs(2);
@@ -93,6 +97,8 @@ pub struct Daemon {
     watch: (Watch, UnboundedReceiver<HostEvent>),
     interfaces: Vec<InterfaceStatus>,
     status_path: PathBuf,
+    /// Devices that went away; their numbers may come back.
+    gone: BTreeSet<u32>,
     started: Instant,
 }
 
@@ -104,38 +110,29 @@ impl Daemon {
     pub async fn start(config: Config) -> Result<Self, DaemonError> {
         let object = object::embedded()?;
         let pins = Pins::new(&config.pin_path);
+        let status_path = status::path(&config.pin_path);
         let netlink = Netlink::open()?;
         check_kernel()?;
         bpffs::ensure(&config.pin_path)?;
         let own_programs = pins.programs();
         check_interfaces(&netlink, &config, &own_programs, |advice| warn!("{advice}")).await?;
-        let origin = match &config.origin {
-            Some(origin) => Some(origin::ensure(&netlink, &origin_config(origin)).await?),
-            None => None,
-        };
         let options = LoadOptions { udp_port: config.udp_port, trace_drops: config.trace_drops };
         let mut datapath = Datapath::load(object, &options)?;
         let links = link::all(&netlink).await?;
         let index = |name: &str| links.iter().find(|link| link.name == name).map(|link| link.ifindex);
         // Where a neighbor is looked for until the host says where it is: its copies are counted as unresolved there.
         let first = config.interfaces.first().and_then(|name| index(name.as_str()));
-        let first = first.or(origin.as_ref().map(|origin| origin.ifindex)).unwrap_or(0);
+        let first = first.unwrap_or(NO_DEVICE);
         let devices = config
             .neighbors
             .iter()
             .map(|neighbor| neighbor.interface().and_then(|name| index(name.as_str())).unwrap_or(first));
         let roster = Roster::new(devices);
         let targets = config.neighbors.iter().zip(0..).map(|(neighbor, id)| target(neighbor, id)).collect();
-        if let Some(origin) = &origin {
-            datapath.set_origin(origin.peer_ifindex);
-            for (encapsulation, entry) in entries::local(&config, origin).into_iter().flatten() {
-                datapath.set_neighbor(NeighborId::local(encapsulation).get(), Some(&entry))?;
-            }
-        }
         datapath.admission().set_prefixes(entries::prefixes(&config))?;
         let pending = Resolution::Pending { reason: host::resolution::Reason::Underspecified };
         let mut daemon = Self {
-            status_path: status::path(&config.pin_path),
+            status_path,
             resolutions: vec![pending; config.neighbors.len()],
             heard: false,
             bifts: config.tables.iter().map(|table| table.birt.compile()).collect(),
@@ -143,50 +140,51 @@ impl Daemon {
             watch: Watch::start()?,
             interfaces: Vec::new(),
             started: Instant::now(),
+            gone: BTreeSet::new(),
+            origin: None,
             roster,
-            origin,
             datapath,
             netlink,
             pins,
             config,
         };
-        daemon.set_endpoints(&OwnAddresses::read(&daemon.netlink).await?)?;
-        daemon.hear_first_answers().await?;
-        for index in 0..daemon.config.tables.len() {
-            daemon.install(index)?;
-        }
-        daemon.attach_all(&links).await?;
-        daemon.write_status()?;
+        daemon.put_in_place(&links).await?;
         Ok(daemon)
     }
 
-    /// Follows the host until `end` is over. The datapath stays in place, with what is known now.
-    ///
-    /// # Errors
-    /// Where the kernel refuses a change.
-    pub async fn run(&mut self, end: impl Future<Output = ()>) -> Result<(), DaemonError> {
+    async fn put_in_place(&mut self, links: &[link::Link]) -> Result<(), DaemonError> {
+        self.make_origin().await?;
+        self.set_endpoints(&OwnAddresses::read(&self.netlink).await?)?;
+        self.hear_first_answers().await?;
+        for index in 0..self.config.tables.len() {
+            self.install(index)?;
+        }
+        self.attach_all(links).await?;
+        self.write_status()
+    }
+
+    /// Follows the host until `end` is over. What the kernel refuses is logged, and what was in force stays: a daemon that
+    /// ended would help nobody. The datapath stays in place, with what is known then.
+    pub async fn run(&mut self, end: impl Future<Output = ()>) {
         let mut logger = self.config.trace_drops.then(|| self.logger()).flatten();
         let mut log_poll = interval(LOG_POLL);
         log_poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tokio::pin!(end);
         loop {
-            tokio::select! {
-                () = &mut end => return Ok(()),
-                Some(change) = self.resolver.1.recv() => {
-                    self.neighbor_changed(change)?;
-                    while let Ok(change) = self.resolver.1.try_recv() {
-                        self.neighbor_changed(change)?;
-                    }
-                }
-                Some(event) = self.watch.1.recv() => self.host_changed(event).await?,
+            let result = tokio::select! {
+                () = &mut end => return,
+                Some(change) = self.resolver.1.recv() => self.neighbor_changed(change),
+                Some(event) = self.watch.1.recv() => self.host_changed(event).await,
                 _ = log_poll.tick(), if logger.is_some() => {
                     if let Some(logger) = &mut logger {
                         logger.flush();
                     }
                     continue;
                 }
+            };
+            for error in [result, self.write_status()].into_iter().filter_map(Result::err) {
+                error!("{error}");
             }
-            self.write_status()?;
         }
     }
 
@@ -311,26 +309,67 @@ impl Daemon {
         match event {
             HostEvent::OwnAddresses(own) => self.set_endpoints(&own)?,
             HostEvent::Link { ifindex, name, change: LinkChange::Added { .. } } => {
+                if self.gone.remove(&ifindex) {
+                    self.datapath.refill(ifindex)?;
+                }
                 let ours = self.config.interfaces.iter().any(|interface| interface.as_str() == name);
-                if ours && !self.interfaces.iter().any(|interface| interface.ifindex == ifindex) {
-                    match self.attach(ifindex, &name, self.config.mode) {
-                        Ok(()) => info!("{name} is back: attached"),
-                        Err(error) => warn!("{name} is back, but: {error}"),
-                    }
+                if ours && !self.is_attached(ifindex) {
+                    self.attach(ifindex, &name, self.config.mode)?;
                     self.datapath.pin(&self.pins)?;
+                    info!("{name} is back: attached");
                 }
             }
             HostEvent::Link { ifindex, name, change: LinkChange::Removed } => {
-                if self.interfaces.iter().any(|interface| interface.ifindex == ifindex) {
-                    warn!("{name} is gone; it is attached again when it comes back");
+                self.gone.insert(ifindex);
+                if self.is_attached(ifindex) {
+                    warn!("{name} is gone");
                     self.interfaces.retain(|interface| interface.ifindex != ifindex);
                     self.datapath.forget(ifindex);
                     self.pins.forget(ifindex)?;
+                }
+                if self.origin.as_ref().is_some_and(|origin| origin.peer_ifindex == ifindex) {
+                    self.restore_origin().await?;
                 }
             }
             HostEvent::Link { name, change, .. } => debug!("{name}: {change:?}"),
         }
         Ok(())
+    }
+
+    fn is_attached(&self, ifindex: u32) -> bool {
+        self.interfaces.iter().any(|interface| interface.ifindex == ifindex)
+    }
+
+    /// Somebody removed the origin pair: it is made anew, and copies for this host's stack go there.
+    async fn restore_origin(&mut self) -> Result<(), DaemonError> {
+        self.make_origin().await?;
+        let with_local: Vec<_> = (0..self.config.tables.len())
+            .filter(|&index| self.config.tables[index].birt.has_local())
+            .collect();
+        with_local.into_iter().try_for_each(|index| self.install(index))?;
+        self.attach_origin()?;
+        self.datapath.pin(&self.pins)?;
+        info!("the origin veth was removed and is back");
+        Ok(())
+    }
+
+    /// Makes the origin pair, if one is configured, and tells the datapath.
+    async fn make_origin(&mut self) -> Result<(), DaemonError> {
+        let Some(config) = &self.config.origin else { return Ok(()) };
+        let origin = origin::ensure(&self.netlink, &origin_config(config)).await?;
+        self.datapath.set_origin(origin.peer_ifindex);
+        for (encapsulation, entry) in entries::local(&self.config, &origin).into_iter().flatten() {
+            self.datapath.set_neighbor(NeighborId::local(encapsulation).get(), Some(&entry))?;
+        }
+        self.origin = Some(origin);
+        Ok(())
+    }
+
+    fn attach_origin(&mut self) -> Result<(), DaemonError> {
+        match self.origin.clone() {
+            Some(origin) => self.attach(origin.peer_ifindex, &origin.peer_name, self.config.mode),
+            None => Ok(()),
+        }
     }
 
     fn set_endpoints(&mut self, own: &OwnAddresses) -> Result<(), DaemonError> {
@@ -346,9 +385,7 @@ impl Daemon {
             let Some(link) = links.iter().find(|link| link.name == name) else { continue };
             self.attach(link.ifindex, &name, self.config.mode)?;
         }
-        if let Some(origin) = self.origin.clone() {
-            self.attach(origin.peer_ifindex, &origin.peer_name, self.config.mode)?;
-        }
+        self.attach_origin()?;
         // Many drivers say whether they send redirected frames only while they have a program. Until the links are
         // pinned, dropping them takes new programs off again.
         let own = [self.datapath.program_id()?];
