@@ -1,5 +1,7 @@
 //! The table of frames in `fixtures/replicate.yaml`, and what must hold for every frame near one of them.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 
 use replicator_common::{

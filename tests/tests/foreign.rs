@@ -1,5 +1,7 @@
 //! What is not ours: a million frames of every kind and length meet the programs and reach the stack byte for byte.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::time::{Duration, Instant};
 
 use replicator_common::{bier::BitStringLength::B64, neighbor::Encapsulation, outcome::Outcome::Passed};

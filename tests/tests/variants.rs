@@ -1,5 +1,7 @@
 //! Replicas share the load by entropy: each frame takes the variant that its entropy names, and no other.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use replicator_common::{
@@ -138,7 +140,7 @@ fn compiled(length: BitStringLength, variants: usize) {
     assert_eq!(bift.variants.len(), variants);
     let mut chosen = vec![BTreeSet::new(); bits + 1];
     let mut copies = 0;
-    for entropy in (0..20).map(|n| n * 0xa_aaab & 0xf_ffff) {
+    for entropy in (0..20).map(|n| (n * 0xa_aaab) & 0xf_ffff) {
         let rows = &bift.variants[entropy as usize % variants].rows;
         for (first, step) in [(1, 1), (2, 7), (5, 64)] {
             let set: Vec<_> = (first..=bits).step_by(step).collect();
