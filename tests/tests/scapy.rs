@@ -1,7 +1,5 @@
 //! Copies of every encapsulation, decoded by scapy: a reader that shares nothing with this project.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::{
     fs,
     os::unix::{fs::MetadataExt as _, process::CommandExt as _},
