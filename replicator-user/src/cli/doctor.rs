@@ -222,21 +222,14 @@ mod tests {
     fn nic() -> Facts {
         Facts {
             link: Link {
-                name: "eth0".to_owned(),
-                ifindex: 2,
                 mac: Some("02:00:00:00:00:01".parse().unwrap()),
-                mtu: 1500,
-                up: true,
-                carrier: true,
-                kind: None,
-                peer: None,
-                xdp: None,
                 features: Some(XdpFeatures {
                     basic: true,
                     redirect: true,
                     rx_sg: true,
                     ..XdpFeatures::default()
                 }),
+                ..Link::example("eth0", 2)
             },
             driver: Some("virtio_net".to_owned()),
             channels: Some(Channels { max_rx: 0, max_tx: 0, max_combined: 4, rx: 0, tx: 0, combined: 2 }),

@@ -112,18 +112,7 @@ mod tests {
     use super::*;
 
     fn link(ifindex: u32, name: &str) -> Link {
-        Link {
-            name: name.to_owned(),
-            ifindex,
-            mac: None,
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            kind: None,
-            peer: None,
-            xdp: None,
-            features: None,
-        }
+        Link::example(name, ifindex)
     }
 
     fn events<const N: usize>(before: [Link; N], after: [Link; N]) -> Vec<(u32, String, LinkChange)> {
