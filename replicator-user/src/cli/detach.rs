@@ -1,6 +1,10 @@
 //! `replicator detach`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use crate::{
     config,
@@ -52,11 +56,12 @@ impl Detach {
                 known.map_or_else(|| format!("interface {device}"), |interface| interface.name.clone())
             });
             let names: Vec<_> = names.collect();
-            match (names.is_empty(), origin_removed) {
-                (true, false) => println!("nothing was attached"),
-                (true, true) => println!("removed the origin veth"),
-                (false, _) => println!("detached from {}", names.join(", ")),
-            }
+            let done = match (names.is_empty(), origin_removed) {
+                (true, false) => "nothing was attached".into(),
+                (true, true) => "removed the origin veth".into(),
+                (false, _) => format!("detached from {}", names.join(", ")),
+            };
+            writeln!(io::stdout(), "{done}")?;
             Ok(ExitCode::SUCCESS)
         })
     }
