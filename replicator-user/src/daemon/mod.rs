@@ -4,6 +4,7 @@
 mod entries;
 mod roster;
 pub mod status;
+mod trace;
 
 use std::{
     collections::BTreeSet,
@@ -38,6 +39,7 @@ use crate::{
 };
 use roster::{Move, Roster};
 use status::{InterfaceStatus, NeighborStatus, Status, TableStatus};
+use trace::DropLog;
 
 /// Where a neighbor is looked for that could be behind any device, while there is none.
 const NO_DEVICE: u32 = 0;
@@ -216,8 +218,8 @@ impl Daemon {
         )
     }
 
-    fn logger(&mut self) -> Option<aya_log::EbpfLogger<&'static dyn log::Log>> {
-        match aya_log::EbpfLogger::init(self.datapath.ebpf()) {
+    fn logger(&mut self) -> Option<aya_log::EbpfLogger<DropLog>> {
+        match aya_log::EbpfLogger::init_with_logger(self.datapath.ebpf(), DropLog) {
             Ok(logger) => Some(logger),
             Err(error) => {
                 warn!("dropped frames cannot be logged: {error}");
