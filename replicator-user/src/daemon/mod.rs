@@ -2,6 +2,7 @@
 //! in place when it ends.
 
 mod entries;
+pub mod lock;
 mod roster;
 pub mod status;
 mod trace;
@@ -38,6 +39,7 @@ use crate::{
         watch::{HostEvent, LinkChange, Watch},
     },
 };
+use lock::Lock;
 use roster::{Move, Roster};
 use status::{InterfaceStatus, NeighborStatus, Status, TableStatus};
 use trace::DropLog;
@@ -67,6 +69,25 @@ pub enum DaemonError {
     /// The kernel or interfaces are not fit; each line is one reason.
     #[error("{}", .0.join("\n"))]
     Unfit(Vec<String>),
+    /// There is a daemon.
+    #[error(
+        "`replicator run`{} looks after {pin_path}: end it first",
+        .pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+    )]
+    Running {
+        /// Where it pins.
+        pin_path: PathBuf,
+        /// Its process, where it has said so.
+        pid: Option<u32>,
+    },
+    /// The pin path could not be locked.
+    #[error("cannot lock {path}: {source}")]
+    Lock {
+        /// The pin path.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A table could not be installed.
     #[error("table {table}: {source}")]
     Table {
@@ -104,6 +125,8 @@ pub struct Daemon {
     /// Devices that went away; their numbers may come back.
     gone: BTreeSet<u32>,
     started: Instant,
+    /// Held.
+    _lock: Lock,
 }
 
 impl Daemon {
@@ -121,8 +144,9 @@ impl Daemon {
         check_interfaces(&netlink, &config, None, &pins.programs(), |advice| warn!("{advice}")).await?;
         let undo = Undo::note(&netlink, &config).await?;
         bpffs::ensure(&config.pin_path)?;
+        let lock = Lock::take(&config.pin_path)?;
         let started = tokio::select! {
-            prepared = Self::prepare(config, object, netlink, pins) => match prepared {
+            prepared = Self::prepare(config, object, netlink, pins, lock) => match prepared {
                 // From here on there is no turning back halfway.
                 Ok((mut daemon, links)) => daemon.attach_all(&links).await.map(|()| Some(daemon)),
                 Err(error) => Err(error),
@@ -141,6 +165,7 @@ impl Daemon {
         object: &[u8],
         netlink: Netlink,
         pins: Pins,
+        lock: Lock,
     ) -> Result<(Self, Vec<link::Link>), DaemonError> {
         let options = LoadOptions { udp_port: config.udp_port, trace_drops: config.trace_drops };
         let mut datapath = Datapath::load(object, &options)?;
@@ -166,6 +191,7 @@ impl Daemon {
             watch: Watch::start()?,
             interfaces: Vec::new(),
             started: Instant::now(),
+            _lock: lock,
             gone: BTreeSet::new(),
             origin: None,
             roster,
