@@ -361,7 +361,7 @@ impl Daemon {
                 let ours = self.config.interfaces.iter().any(|interface| interface.as_str() == name);
                 if ours && !self.is_attached(ifindex) {
                     self.attach(ifindex, &name, self.config.mode)?;
-                    self.datapath.pin(&self.pins)?;
+                    self.pin()?;
                     info!("{name} is back: attached");
                 }
             }
@@ -396,7 +396,7 @@ impl Daemon {
         if let Some(origin) = self.origin.clone() {
             self.attach(origin.peer_ifindex, &origin.peer_name, self.config.mode)?;
         }
-        self.datapath.pin(&self.pins)?;
+        self.pin()?;
         info!("the origin veth was removed and is back");
         Ok(())
     }
@@ -440,8 +440,23 @@ impl Daemon {
         for (ifindex, name) in left {
             self.attach(ifindex, &name, self.config.mode)?;
         }
-        self.datapath.pin(&self.pins)?;
+        self.pin()?;
+        let before = status::read(&self.status_path).ok().flatten().and_then(|status| status.origin);
+        let origin = self.origin.as_ref().map(|origin| &origin.name);
+        if let Some(name) = before.filter(|name| Some(name) != origin) {
+            match origin::remove(&self.netlink, &name).await {
+                Ok(_) => info!("removed the origin veth {name}: it is no longer configured"),
+                Err(error) => warn!("the origin veth {name} of before is left: {error}"),
+            }
+        }
         self.write_status()
+    }
+
+    fn pin(&mut self) -> Result<(), DaemonError> {
+        for ifindex in self.datapath.pin(&self.pins)? {
+            info!("took the program off interface number {ifindex}: it is gone or no longer configured");
+        }
+        Ok(())
     }
 
     fn attach(&mut self, ifindex: u32, name: &str, mode: Mode) -> Result<(), DaemonError> {
