@@ -1,6 +1,10 @@
 //! `replicator status`.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    process::ExitCode,
+};
 
 use crate::{
     daemon::status::{self, NeighborResolution, Status},
@@ -45,11 +49,12 @@ impl StatusArgs {
             Err(error) => return Err(error.into()),
         };
         let running = daemon.as_ref().is_some_and(|daemon| is_daemon(daemon.pid));
+        let mut out = io::stdout();
         let report = Report { attached, running, daemon };
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&report)?);
+            writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
         } else {
-            print!("{}", report.text());
+            write!(out, "{}", report.text())?;
         }
         Ok(if attached && running { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

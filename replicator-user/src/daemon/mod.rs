@@ -2,8 +2,11 @@
 //! in place when it ends.
 
 mod entries;
+pub mod lock;
 mod roster;
 pub mod status;
+mod trace;
+mod undo;
 
 use std::{
     collections::BTreeSet,
@@ -36,8 +39,11 @@ use crate::{
         watch::{HostEvent, LinkChange, Watch},
     },
 };
+use lock::Lock;
 use roster::{Move, Roster};
 use status::{InterfaceStatus, NeighborStatus, Status, TableStatus};
+use trace::DropLog;
+use undo::Undo;
 
 /// Where a neighbor is looked for that could be behind any device, while there is none.
 const NO_DEVICE: u32 = 0;
@@ -63,6 +69,25 @@ pub enum DaemonError {
     /// The kernel or interfaces are not fit; each line is one reason.
     #[error("{}", .0.join("\n"))]
     Unfit(Vec<String>),
+    /// There is a daemon.
+    #[error(
+        "`replicator run`{} looks after {pin_path}: end it first",
+        .pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+    )]
+    Running {
+        /// Where it pins.
+        pin_path: PathBuf,
+        /// Its process, where it has said so.
+        pid: Option<u32>,
+    },
+    /// The pin path could not be locked.
+    #[error("cannot lock {path}: {source}")]
+    Lock {
+        /// The pin path.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A table could not be installed.
     #[error("table {table}: {source}")]
     Table {
@@ -100,22 +125,48 @@ pub struct Daemon {
     /// Devices that went away; their numbers may come back.
     gone: BTreeSet<u32>,
     started: Instant,
+    /// Held.
+    _lock: Lock,
 }
 
 impl Daemon {
-    /// Checks everything, then puts everything in place. When this returns, frames are replicated.
+    /// Checks everything, then puts everything in place. When this returns a daemon, frames are replicated. `None` where
+    /// `end` was over first.
     ///
     /// # Errors
-    /// Where an interface is not fit or the kernel refuses something. Programs that were attached before stay.
-    pub async fn start(config: Config) -> Result<Self, DaemonError> {
+    /// Where an interface is not fit or the kernel refuses something.
+    ///
+    /// Without a daemon everything is as it was before, programs that were attached before included.
+    pub async fn start(config: Config, end: impl Future<Output = ()>) -> Result<Option<Self>, DaemonError> {
         let object = object::embedded()?;
-        let pins = Pins::new(&config.pin_path);
-        let status_path = status::path(&config.pin_path);
-        let netlink = Netlink::open()?;
+        let (netlink, pins) = (Netlink::open()?, Pins::new(&config.pin_path));
         check_kernel()?;
+        check_interfaces(&netlink, &config, None, &pins.programs(), |advice| warn!("{advice}")).await?;
+        let undo = Undo::note(&netlink, &config).await?;
         bpffs::ensure(&config.pin_path)?;
-        let own_programs = pins.programs();
-        check_interfaces(&netlink, &config, &own_programs, |advice| warn!("{advice}")).await?;
+        let lock = Lock::take(&config.pin_path)?;
+        let started = tokio::select! {
+            prepared = Self::prepare(config, object, netlink, pins, lock) => match prepared {
+                // From here on there is no turning back halfway.
+                Ok((mut daemon, links)) => daemon.attach_all(&links).await.map(|()| Some(daemon)),
+                Err(error) => Err(error),
+            },
+            () = end => Ok(None),
+        };
+        if !matches!(started, Ok(Some(_))) {
+            undo.take_back().await;
+        }
+        started
+    }
+
+    /// Everything that no frame meets. Returns the interfaces too.
+    async fn prepare(
+        config: Config,
+        object: &[u8],
+        netlink: Netlink,
+        pins: Pins,
+        lock: Lock,
+    ) -> Result<(Self, Vec<link::Link>), DaemonError> {
         let options = LoadOptions { udp_port: config.udp_port, trace_drops: config.trace_drops };
         let mut datapath = Datapath::load(object, &options)?;
         let links = link::all(&netlink).await?;
@@ -132,7 +183,7 @@ impl Daemon {
         datapath.admission().set_prefixes(entries::prefixes(&config))?;
         let pending = Resolution::Pending { reason: host::resolution::Reason::Underspecified };
         let mut daemon = Self {
-            status_path,
+            status_path: status::path(&config.pin_path),
             resolutions: vec![pending; config.neighbors.len()],
             heard: false,
             bifts: config.tables.iter().map(|table| table.birt.compile()).collect(),
@@ -140,6 +191,7 @@ impl Daemon {
             watch: Watch::start()?,
             interfaces: Vec::new(),
             started: Instant::now(),
+            _lock: lock,
             gone: BTreeSet::new(),
             origin: None,
             roster,
@@ -148,19 +200,13 @@ impl Daemon {
             pins,
             config,
         };
-        daemon.put_in_place(&links).await?;
-        Ok(daemon)
-    }
-
-    async fn put_in_place(&mut self, links: &[link::Link]) -> Result<(), DaemonError> {
-        self.make_origin().await?;
-        self.set_endpoints(&OwnAddresses::read(&self.netlink).await?)?;
-        self.hear_first_answers().await?;
-        for index in 0..self.config.tables.len() {
-            self.install(index)?;
+        daemon.make_origin().await?;
+        daemon.set_endpoints(&OwnAddresses::read(&daemon.netlink).await?)?;
+        daemon.hear_first_answers().await?;
+        for index in 0..daemon.config.tables.len() {
+            daemon.install(index)?;
         }
-        self.attach_all(links).await?;
-        self.write_status()
+        Ok((daemon, links))
     }
 
     /// Follows the host until `end` is over. What the kernel refuses is logged, and what was in force stays: a daemon that
@@ -216,8 +262,8 @@ impl Daemon {
         )
     }
 
-    fn logger(&mut self) -> Option<aya_log::EbpfLogger<&'static dyn log::Log>> {
-        match aya_log::EbpfLogger::init(self.datapath.ebpf()) {
+    fn logger(&mut self) -> Option<aya_log::EbpfLogger<DropLog>> {
+        match aya_log::EbpfLogger::init_with_logger(self.datapath.ebpf(), DropLog) {
             Ok(logger) => Some(logger),
             Err(error) => {
                 warn!("dropped frames cannot be logged: {error}");
@@ -315,7 +361,7 @@ impl Daemon {
                 let ours = self.config.interfaces.iter().any(|interface| interface.as_str() == name);
                 if ours && !self.is_attached(ifindex) {
                     self.attach(ifindex, &name, self.config.mode)?;
-                    self.datapath.pin(&self.pins)?;
+                    self.pin()?;
                     info!("{name} is back: attached");
                 }
             }
@@ -347,8 +393,10 @@ impl Daemon {
             .filter(|&index| self.config.tables[index].birt.has_local())
             .collect();
         with_local.into_iter().try_for_each(|index| self.install(index))?;
-        self.attach_origin()?;
-        self.datapath.pin(&self.pins)?;
+        if let Some(origin) = self.origin.clone() {
+            self.attach(origin.peer_ifindex, &origin.peer_name, self.config.mode)?;
+        }
+        self.pin()?;
         info!("the origin veth was removed and is back");
         Ok(())
     }
@@ -365,13 +413,6 @@ impl Daemon {
         Ok(())
     }
 
-    fn attach_origin(&mut self) -> Result<(), DaemonError> {
-        match self.origin.clone() {
-            Some(origin) => self.attach(origin.peer_ifindex, &origin.peer_name, self.config.mode),
-            None => Ok(()),
-        }
-    }
-
     fn set_endpoints(&mut self, own: &OwnAddresses) -> Result<(), DaemonError> {
         let endpoints = entries::endpoints(&self.config, own);
         let endpoints =
@@ -379,18 +420,43 @@ impl Daemon {
         Ok(self.datapath.admission().set_endpoints(endpoints)?)
     }
 
+    /// Has frames meet what was prepared.
     async fn attach_all(&mut self, links: &[link::Link]) -> Result<(), DaemonError> {
-        let wanted: Vec<_> = self.config.interfaces.iter().map(|name| name.as_str().to_owned()).collect();
-        for name in wanted {
-            let Some(link) = links.iter().find(|link| link.name == name) else { continue };
-            self.attach(link.ifindex, &name, self.config.mode)?;
+        let named = |name: &str| links.iter().find(|link| link.name == name);
+        let configured = self.config.interfaces.iter().filter_map(|name| named(name.as_str()));
+        let mut wanted: Vec<_> = configured.map(|link| (link.ifindex, link.name.clone())).collect();
+        wanted.extend(self.origin.iter().map(|origin| (origin.peer_ifindex, origin.peer_name.clone())));
+        // New links first, for they may be refused: until they are pinned, dropping them takes them off again. What an
+        // earlier run left is exchanged when nothing else can be refused.
+        let left = self.pins.devices().unwrap_or_default();
+        let (left, new): (Vec<_>, Vec<_>) =
+            wanted.into_iter().partition(|(ifindex, _)| left.contains(ifindex));
+        for (ifindex, name) in new {
+            self.attach(ifindex, &name, self.config.mode)?;
         }
-        self.attach_origin()?;
-        // Many drivers say whether they send redirected frames only while they have a program. Until the links are
-        // pinned, dropping them takes new programs off again.
-        let own = [self.datapath.program_id()?];
-        check_interfaces(&self.netlink, &self.config, &own, |_| {}).await?;
-        Ok(self.datapath.pin(&self.pins)?)
+        // Many drivers say whether they send redirected frames only while they have a program.
+        let own: Vec<_> = self.pins.programs().into_iter().chain([self.datapath.program_id()?]).collect();
+        check_interfaces(&self.netlink, &self.config, self.origin.as_ref(), &own, |_| {}).await?;
+        for (ifindex, name) in left {
+            self.attach(ifindex, &name, self.config.mode)?;
+        }
+        self.pin()?;
+        let before = status::read(&self.status_path).ok().flatten().and_then(|status| status.origin);
+        let origin = self.origin.as_ref().map(|origin| &origin.name);
+        if let Some(name) = before.filter(|name| Some(name) != origin) {
+            match origin::remove(&self.netlink, &name).await {
+                Ok(_) => info!("removed the origin veth {name}: it is no longer configured"),
+                Err(error) => warn!("the origin veth {name} of before is left: {error}"),
+            }
+        }
+        self.write_status()
+    }
+
+    fn pin(&mut self) -> Result<(), DaemonError> {
+        for ifindex in self.datapath.pin(&self.pins)? {
+            info!("took the program off interface number {ifindex}: it is gone or no longer configured");
+        }
+        Ok(())
     }
 
     fn attach(&mut self, ifindex: u32, name: &str, mode: Mode) -> Result<(), DaemonError> {
@@ -437,13 +503,16 @@ fn check_kernel() -> Result<(), DaemonError> {
 async fn check_interfaces(
     netlink: &Netlink,
     config: &Config,
+    origin: Option<&Origin>,
     own: &[u32],
     mut advise: impl FnMut(String),
 ) -> Result<(), DaemonError> {
     let mut reasons = Vec::new();
-    for name in &config.interfaces {
-        let facts = preflight::examine(netlink, name.as_str()).await?;
-        for problem in preflight::verdict(name.as_str(), facts.as_ref(), config.mode, Role::Both, own) {
+    let configured = config.interfaces.iter().map(|name| (name.as_str(), Role::Both));
+    let origin = origin.map(|origin| (origin.peer_name.as_str(), Role::Ingress));
+    for (name, role) in configured.chain(origin) {
+        let facts = preflight::examine(netlink, name).await?;
+        for problem in preflight::verdict(name, facts.as_ref(), config.mode, role, own) {
             match problem.severity {
                 Severity::Error => reasons.push(problem.text),
                 Severity::Warning => advise(problem.text),

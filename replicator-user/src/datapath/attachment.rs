@@ -88,11 +88,12 @@ impl Datapath {
         self.attached.retain(|attached| attached.ifindex != ifindex);
     }
 
-    /// Pins maps, programs and links, in place of an earlier load's: they outlive this process.
+    /// Pins maps, programs and links, in place of an earlier load's: they outlive this process. Takes an earlier load's
+    /// programs off the devices that have none of this load's, and returns those.
     ///
     /// # Errors
     /// Where bpffs refuses.
-    pub fn pin(&mut self, pins: &Pins) -> Result<(), DatapathError> {
+    pub fn pin(&mut self, pins: &Pins) -> Result<Vec<u32>, DatapathError> {
         pins.prepare()?;
         for (name, map) in self.ebpf.maps() {
             pins.replace(&pins.map(name), |path| map.pin(path))?;
@@ -106,7 +107,10 @@ impl Datapath {
                 drop(FdLink::from(pinned));
             }
         }
-        Ok(())
+        let attached = |ifindex: &u32| self.attached.iter().any(|attached| attached.ifindex == *ifindex);
+        let others: Vec<_> = pins.devices()?.into_iter().filter(|ifindex| !attached(ifindex)).collect();
+        others.iter().try_for_each(|ifindex| pins.forget(*ifindex))?;
+        Ok(others)
     }
 }
 
