@@ -3,7 +3,7 @@
 use std::fmt;
 
 use aya::programs::{
-    XdpMode,
+    ProgramError, XdpMode,
     links::{FdLink, LinkType, PinnedLink},
     xdp::XdpLink,
 };
@@ -62,14 +62,22 @@ impl Datapath {
             Mode::Generic => XdpMode::Skb,
         };
         let path = pins.link(ifindex);
-        let id = match PinnedLink::from_pin(&path) {
+        let left = match PinnedLink::from_pin(&path) {
             Ok(pinned) => {
-                let link = FdLink::from(pinned);
-                let link = XdpLink::try_from(link).map_err(link_error)?;
-                program.attach_to_link(link).map_err(error)?
+                let link = XdpLink::try_from(FdLink::from(pinned)).map_err(link_error)?;
+                match program.attach_to_link(link) {
+                    // The link's device is gone, and another has its index.
+                    Err(ProgramError::SyscallError(refusal))
+                        if refusal.io_error.raw_os_error() == Some(libc::ENOLINK) =>
+                    {
+                        None
+                    }
+                    other => Some(other),
+                }
             }
-            Err(_) => program.attach_to_if_index(ifindex, flags).map_err(error)?,
+            Err(_) => None,
         };
+        let id = left.unwrap_or_else(|| program.attach_to_if_index(ifindex, flags)).map_err(error)?;
         let link = program.take_link(id).map_err(error)?;
         // aya falls back to an attachment over netlink, which is no link and cannot be pinned.
         let link =
