@@ -9,7 +9,7 @@ mod trace;
 mod undo;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -50,6 +50,9 @@ const NO_DEVICE: u32 = 0;
 
 /// How long the first answers about the neighbors are waited for, so that the first frames find them.
 const FIRST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// How often what could not be done is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// How often the log of the programs is looked at where the configuration asks for it.
 const LOG_POLL: Duration = Duration::from_millis(100);
@@ -122,6 +125,12 @@ pub struct Daemon {
     watch: (Watch, UnboundedReceiver<HostEvent>),
     interfaces: Vec<InterfaceStatus>,
     status_path: PathBuf,
+    /// Tables that must be installed again, and could not be yet.
+    outdated: BTreeSet<usize>,
+    /// Ids that neighbors moved away from and tables may still name.
+    leaving: BTreeSet<u32>,
+    /// Neighbors that wait for an id, with what is known of them.
+    homeless: BTreeMap<usize, Resolution>,
     /// Devices that went away; their numbers may come back.
     gone: BTreeSet<u32>,
     started: Instant,
@@ -192,6 +201,9 @@ impl Daemon {
             interfaces: Vec::new(),
             started: Instant::now(),
             _lock: lock,
+            outdated: BTreeSet::new(),
+            leaving: BTreeSet::new(),
+            homeless: BTreeMap::new(),
             gone: BTreeSet::new(),
             origin: None,
             roster,
@@ -215,12 +227,15 @@ impl Daemon {
         let mut logger = self.config.trace_drops.then(|| self.logger()).flatten();
         let mut log_poll = interval(LOG_POLL);
         log_poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut retry = interval(RETRY);
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tokio::pin!(end);
         loop {
             let result = tokio::select! {
                 () = &mut end => return,
                 Some(change) = self.resolver.1.recv() => self.neighbor_changed(change),
                 Some(event) = self.watch.1.recv() => self.host_changed(event).await,
+                _ = retry.tick(), if self.is_behind() => self.retry().await,
                 _ = log_poll.tick(), if logger.is_some() => {
                     if let Some(logger) = &mut logger {
                         logger.flush();
@@ -305,34 +320,75 @@ impl Daemon {
         }
         let entry = entries::neighbor(neighbor, &resolution);
         let moved = match &resolution {
+            Resolution::Ready { ifindex, .. } if !self.heard => {
+                self.roster.settle(index, *ifindex);
+                Move::Stays(self.roster.place(index))
+            }
             Resolution::Ready { ifindex, .. } => self.roster.found(index, *ifindex, self.started.elapsed()),
             Resolution::Pending { .. } => Move::Stays(self.roster.place(index)),
         };
+        self.homeless.remove(&index);
         match moved {
             Move::Stays(place) => self.datapath.set_neighbor(place.neighbor, entry.as_ref())?,
             Move::Moves { from, to } => {
                 self.datapath.set_neighbor(to.neighbor, entry.as_ref())?;
-                self.install_those_with(index)?;
+                // Until no table names it, the old id leads nowhere rather than to where the neighbor was.
                 self.datapath.set_neighbor(from.neighbor, None)?;
+                self.leaving.insert(from.neighbor);
+                self.outdated.extend(self.tables_with(index));
             }
             Move::NoRoom(place) => {
-                warn!("neighbor {} moved to another interface and all ids are taken", neighbor.name);
+                warn!("neighbor {} moved to another interface and has to wait for a free id", neighbor.name);
                 self.datapath.set_neighbor(place.neighbor, None)?;
+                self.homeless.insert(index, resolution);
+                return Ok(());
             }
         }
         self.resolutions[index] = resolution;
-        Ok(())
+        self.catch_up()
     }
 
-    /// Installs the tables in force that have the neighbor as a member.
-    fn install_those_with(&mut self, neighbor: usize) -> Result<(), DaemonError> {
-        let in_force = self.datapath.bift_ids();
-        let members = |index: usize| self.config.tables[index].birt.neighbors();
-        let tables: Vec<_> = (0..self.config.tables.len())
-            .filter(|&index| members(index).iter().any(|id| id.remote_index() == Some(neighbor)))
-            .filter(|&index| self.config.tables[index].bift_ids.iter().any(|id| in_force.contains(id)))
-            .collect();
-        tables.into_iter().try_for_each(|index| self.install(index))
+    /// The tables that have the neighbor as a member.
+    fn tables_with(&self, neighbor: usize) -> impl Iterator<Item = usize> + use<> {
+        let members = |table: &crate::config::Table| {
+            table.birt.neighbors().iter().any(|id| id.remote_index() == Some(neighbor))
+        };
+        let tables: Vec<_> = self.config.tables.iter().map(members).collect();
+        tables.into_iter().enumerate().filter_map(|(index, has)| has.then_some(index))
+    }
+
+    /// Installs what is outdated, each table whatever becomes of the others. Ids that no table names any more are left.
+    fn catch_up(&mut self) -> Result<(), DaemonError> {
+        let mut result = Ok(());
+        for index in std::mem::take(&mut self.outdated) {
+            if let Err(error) = self.install(index) {
+                self.outdated.insert(index);
+                result = Err(error);
+            }
+        }
+        if self.outdated.is_empty() {
+            for id in std::mem::take(&mut self.leaving) {
+                self.roster.left(id, self.started.elapsed());
+            }
+        }
+        result
+    }
+
+    /// Tries again what could not be done: the origin pair, tables, neighbors without an id.
+    async fn retry(&mut self) -> Result<(), DaemonError> {
+        if self.origin.is_none() && self.config.origin.is_some() {
+            self.restore_origin().await?;
+        }
+        for (index, resolution) in std::mem::take(&mut self.homeless) {
+            self.neighbor_changed(Change { id: index as u32, resolution })?;
+        }
+        self.catch_up()
+    }
+
+    fn is_behind(&self) -> bool {
+        !self.outdated.is_empty()
+            || !self.homeless.is_empty()
+            || self.origin.is_none() && self.config.origin.is_some()
     }
 
     fn install(&mut self, index: usize) -> Result<(), DaemonError> {
@@ -374,6 +430,9 @@ impl Daemon {
                     self.pins.forget(ifindex)?;
                 }
                 if self.origin.as_ref().is_some_and(|origin| origin.peer_ifindex == ifindex) {
+                    // Another device may get the number, and nobody admits what that receives.
+                    self.datapath.set_origin(0);
+                    self.origin = None;
                     self.restore_origin().await?;
                 }
             }
@@ -388,11 +447,19 @@ impl Daemon {
 
     /// Somebody removed the origin pair: it is made anew, and copies for this host's stack go there.
     async fn restore_origin(&mut self) -> Result<(), DaemonError> {
+        let result = self.replace_origin().await;
+        if result.is_err() {
+            // It is tried again.
+            self.origin = None;
+        }
+        result
+    }
+
+    async fn replace_origin(&mut self) -> Result<(), DaemonError> {
         self.make_origin().await?;
-        let with_local: Vec<_> = (0..self.config.tables.len())
-            .filter(|&index| self.config.tables[index].birt.has_local())
-            .collect();
-        with_local.into_iter().try_for_each(|index| self.install(index))?;
+        let has_local = |&index: &usize| self.config.tables[index].birt.has_local();
+        self.outdated.extend((0..self.config.tables.len()).filter(has_local));
+        self.catch_up()?;
         if let Some(origin) = self.origin.clone() {
             self.attach(origin.peer_ifindex, &origin.peer_name, self.config.mode)?;
         }
@@ -404,7 +471,7 @@ impl Daemon {
     /// Makes the origin pair, if one is configured, and tells the datapath.
     async fn make_origin(&mut self) -> Result<(), DaemonError> {
         let Some(config) = &self.config.origin else { return Ok(()) };
-        let origin = origin::ensure(&self.netlink, &origin_config(config)).await?;
+        let origin = origin::ensure(&self.netlink, &origin_config(config, self.config.mode)).await?;
         self.datapath.set_origin(origin.peer_ifindex);
         for (encapsulation, entry) in entries::local(&self.config, &origin).into_iter().flatten() {
             self.datapath.set_neighbor(NeighborId::local(encapsulation).get(), Some(&entry))?;
@@ -522,13 +589,14 @@ async fn check_interfaces(
     if reasons.is_empty() { Ok(()) } else { Err(DaemonError::Unfit(reasons)) }
 }
 
-fn origin_config(origin: &crate::config::Origin) -> OriginConfig {
+fn origin_config(origin: &crate::config::Origin, mode: Mode) -> OriginConfig {
     let subnet = |net: Result<IpNet, _>, peer| net.ok().map(|stack| OriginSubnet { stack, peer });
     let ipv4 = IpNet::new(origin.ipv4.stack.into(), origin.ipv4.prefix_length);
     let ipv6 = IpNet::new(origin.ipv6.stack.into(), origin.ipv6.prefix_length);
     OriginConfig {
         name: origin.interface.as_str().to_owned(),
         queues: origin.queues.into(),
+        finish_checksums: mode == Mode::Generic,
         subnets: [subnet(ipv4, origin.ipv4.peer.into()), subnet(ipv6, origin.ipv6.peer.into())]
             .into_iter()
             .flatten()

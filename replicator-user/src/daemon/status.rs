@@ -99,7 +99,7 @@ pub struct TableStatus {
 /// The status file of the replicator with this pin path. There may be several on a host.
 pub fn path(pin_path: &Path) -> PathBuf {
     let folder = env::var_os("RUNTIME_DIRECTORY").map_or_else(|| RUNTIME_DIRECTORY.into(), PathBuf::from);
-    let name = pin_path.to_string_lossy().trim_matches('/').replace('/', "-");
+    let name = pin_path.to_string_lossy().trim_matches('/').replace('-', "--").replace('/', "-");
     folder.join(format!("{name}.json"))
 }
 

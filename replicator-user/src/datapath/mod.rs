@@ -274,12 +274,12 @@ impl Datapath {
         places: &[MemberPlace],
         local: Option<u32>,
     ) -> Result<(), DatapathError> {
-        self.tables.install(&mut self.fan_outs, ids, bift, places, local, self.started.elapsed())
+        self.tables.install(&mut self.fan_outs, ids, bift, places, local, self.started)
     }
 
     /// Takes the table of a BIFT-id out of force.
     pub fn remove(&mut self, id: BiftId) {
-        self.tables.remove(&mut self.fan_outs, id, self.started.elapsed());
+        self.tables.remove(&mut self.fan_outs, id, self.started);
     }
 
     /// A device that was gone is back under its number: copies leave on it again.
