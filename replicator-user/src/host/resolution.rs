@@ -260,6 +260,7 @@ mod tests {
         let to = |address, ifindex| Destination { address: ip(address), ifindex };
         View {
             links: [(2, link(2, "eth0")), (3, link(3, "eth1"))].into(),
+            removed: [].into(),
             addresses: [
                 ((2, ip("10.0.0.1")), Address { prefix: 24 }),
                 ((2, ip("fe80::1")), Address { prefix: 64 }),
