@@ -401,7 +401,7 @@ impl NeighborReport {
             self.encapsulation,
             &format!("{}{port}", self.address.as_deref().unwrap_or("none")),
             self.interface.as_deref().unwrap_or("by route"),
-            self.mac.as_deref().unwrap_or("resolved"),
+            self.mac.as_deref().unwrap_or("by ARP or ND"),
             &listed(&self.vlans),
         ])
     }

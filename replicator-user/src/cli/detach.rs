@@ -12,9 +12,10 @@ use crate::{
     datapath::{DatapathError, Pins},
     host::{Netlink, origin},
 };
+use anyhow::bail;
 use clap::Args;
 
-use super::Instance;
+use super::{Instance, status::is_daemon};
 
 /// Take the datapath down: programs, maps, links and the origin veth
 ///
@@ -41,6 +42,10 @@ impl Detach {
         let status_path = status::path(&pin_path);
         // A damaged file must not keep the datapath up.
         let status = status::read(&status_path).ok().flatten();
+        if let Some(status) = status.as_ref().filter(|status| is_daemon(status.pid)) {
+            // Its lock lies with its pins, which are not seen from another mount namespace (`ip netns exec` makes one).
+            bail!("its daemon runs (process {}): end that first, then detach where it ran", status.pid);
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let devices = match Pins::new(&pin_path).remove_all() {

@@ -104,6 +104,20 @@ impl Report {
         Self { outcomes, neighbors }
     }
 
+    /// Copies that were planned and have no outcome yet. The counts are not read at one moment.
+    fn unaccounted(&self) -> u64 {
+        let of = |outcome: Outcome| self.outcomes[outcome.label()];
+        let accounted = [
+            Outcome::Sent,
+            Outcome::NeverRan,
+            Outcome::Unresolved,
+            Outcome::OtherFamily,
+            Outcome::OtherTagCount,
+            Outcome::CopyMalformed,
+        ];
+        of(Outcome::Planned).saturating_sub(accounted.into_iter().map(of).sum())
+    }
+
     /// Outcomes in the order of their numbers, those that never occurred left out; rates against an earlier report.
     fn text(&self, last: Option<&Self>, seconds: u64) -> String {
         let mut text = String::new();
@@ -125,6 +139,13 @@ impl Report {
                 let rate = rate(count, last.map(|last| last.outcomes[outcome.label()]));
                 text.push_str(&format!("  {:<20}{count:>16}{rate}   {}\n", outcome.label(), outcome.text()));
             }
+        }
+        let open = self.unaccounted();
+        if open > 0 {
+            text.push_str(&format!(
+                "  {:<20}{open:>16}   On their way, or lost: device down, over its MTU, ring full. Seen as never_ran later.\n",
+                "not accounted for"
+            ));
         }
         if !self.neighbors.is_empty() {
             text.push_str("neighbors                       copies             bytes\n");

@@ -61,7 +61,7 @@ impl StatusArgs {
 }
 
 /// Whether a process is a replicator: its number may be another's by now.
-fn is_daemon(pid: u32) -> bool {
+pub(super) fn is_daemon(pid: u32) -> bool {
     std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("comm"))
         .is_ok_and(|name| name.trim_end() == "replicator")
 }

@@ -21,6 +21,7 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use replicator_common::{
     bier::BiftId,
     neighbor::{Encapsulation, VlanTag},
@@ -73,6 +74,16 @@ pub struct Origin {
     pub ipv6: Link<Ipv6Addr>,
     /// Receive and transmit queues of each end.
     pub queues: u16,
+}
+
+impl Origin {
+    /// Whether packets to `address` go into the veth.
+    fn leads_to(&self, address: IpAddr) -> bool {
+        let within =
+            |stack: IpAddr, length| IpNet::new(stack, length).is_ok_and(|net| net.contains(&address));
+        within(self.ipv4.stack.into(), self.ipv4.prefix_length)
+            || within(self.ipv6.stack.into(), self.ipv6.prefix_length)
+    }
 }
 
 /// What copies for this host's own bits are addressed to.

@@ -268,6 +268,11 @@ fn hop(field: &Field<'_>, config: &Config) -> Option<(NextHop, Vec<VlanTag>)> {
         if let Some(address) = address.filter(|&address| config.this_node.has(address)) {
             field.fault(format!("{address} is this host's own address; tables call this host `{LOCAL}`"));
         }
+        if let Some(address) = address
+            && config.origin.as_ref().is_some_and(|origin| origin.leads_to(address))
+        {
+            field.fault(format!("{address} is in a subnet of `origin`, which leads back to the replicator"));
+        }
         address
     });
     let interface_field = section.get("interface");

@@ -748,3 +748,17 @@ fn a_file_that_is_not_there_or_not_text() {
     assert_eq!((fault.line, fault.column), (2, 4));
     assert!(matches!(load(Path::new("/dev/zero")), Err(ConfigError::Invalid(_))));
 }
+
+#[test]
+fn a_neighbor_is_not_behind_the_origin() {
+    for (address, refused) in [("169.254.81.2", true), ("fd00:8138::2", true), ("169.254.82.2", false)] {
+        let text = format!(
+            "origin: {{}}\ninterfaces: [eth0]\nneighbors:\n  a: {{ address: '{address}', interface: eth0 }}\n\
+             node-tables:\n  - {{ name: t, bift-id: 1, bit-string-length: 64, bits: {{ 1: a }} }}\n"
+        );
+        match parse(&text, "t") {
+            Ok(_) => assert!(!refused, "{address}"),
+            Err(error) => assert!(refused && error.to_string().contains("subnet of `origin`"), "{error}"),
+        }
+    }
+}

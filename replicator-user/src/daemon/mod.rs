@@ -269,7 +269,7 @@ impl Daemon {
         let ready =
             self.resolutions.iter().filter(|resolution| matches!(resolution, Resolution::Ready { .. }));
         format!(
-            "{} tables, {} of {} neighbors resolved, {} interfaces",
+            "tables: {}, neighbors resolved: {} of {}, interfaces: {}",
             self.config.tables.len(),
             ready.count(),
             self.resolutions.len(),

@@ -23,7 +23,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use replicator_tests::lab::Lab;
 
@@ -43,6 +43,12 @@ use crate::process::{self, Privilege, as_root};
 /// # Errors
 /// Where something could not be built or set up, or the recording is damaged.
 pub(crate) fn start(args: &Args, build: impl FnOnce() -> Result<PathBuf>) -> Result<ExitCode> {
+    for path in args.trace.as_deref().into_iter().chain(args.json.as_ref().and_then(|path| path.parent())) {
+        // Before minutes of building.
+        if !path.as_os_str().is_empty() && !path.exists() {
+            bail!("{} is not there", path.display());
+        }
+    }
     let binary = args.replicator.clone().map_or_else(build, Ok)?;
     if Privilege::of_this_process() == Privilege::Root {
         return run(args, &binary);
