@@ -125,7 +125,7 @@ pub(super) fn nodes(field: &Field<'_>) -> Option<Vec<String>> {
     // A rank that is missing is one that another took, or that has a fault of its own.
     let nodes = nodes.into_iter().collect::<Option<Vec<_>>>()?;
     check_nodes(&nodes, &field.path, field.sink);
-    Some(nodes)
+    (!nodes.is_empty()).then_some(nodes)
 }
 
 /// What is wrong with the nodes together.
