@@ -177,7 +177,7 @@ impl ExpertMap {
     /// Takes a layer, unless there is a fault in it; `path` is where its slots stand.
     pub(super) fn insert(&mut self, number: u16, slots: &[i64], path: &str, sink: &Sink) {
         let (ranks, experts) = (self.nodes.len(), self.experts());
-        if slots.is_empty() || slots.len() % ranks != 0 {
+        if slots.is_empty() || !slots.len().is_multiple_of(ranks) {
             sink.push(
                 path,
                 format!(
