@@ -1,4 +1,4 @@
-//! Everything of the replicator that runs in user space. What decides (`config`, `bift`) makes no system calls; what
+//! Everything of the replicator that runs in user space. What decides (`config`, `map`, `bift`) makes no system calls; what
 //! touches the machine (`host`, `datapath`, `daemon`) does not decide.
 
 pub mod bift;
@@ -8,3 +8,4 @@ pub mod config;
 pub mod daemon;
 pub mod datapath;
 pub mod host;
+pub mod map;

@@ -8,7 +8,8 @@ use replicator_common::{
 
 use super::{Destination, NeighborId};
 
-/// Which destinations reach each bit; several are replicas, of which a frame takes one.
+/// Which destinations reach each bit; several are replicas, of which a frame takes one. One that stands there n times
+/// takes n shares.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Birt {
     length: BitStringLength,

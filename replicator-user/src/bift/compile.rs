@@ -50,7 +50,7 @@ pub struct Places {
 
 impl Birt {
     /// The table as the datapath reads it. In variant v, a bit with r replicas takes the one at (v + s) mod r, so every
-    /// replica gets an equal share of the variants, as far as they can be divided. s is chosen bit by bit to load the
+    /// place in the list gets an equal share of the variants, as far as they can be divided. s is chosen bit by bit to load the
     /// neighbors evenly in each variant: bits have replicas because they are hot, and hot bits that met on one
     /// neighbor would gain nothing.
     pub fn compile(&self) -> Bift {
@@ -240,6 +240,14 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_destination_that_stands_there_twice_gets_two_shares() {
+        let bift = birt(BitStringLength::B64, vec![vec![to(0), to(1), to(0)]], None).compile();
+        check(&bift);
+        let times = |member| bift.variants.iter().filter(|variant| variant.rows[0] == member).count();
+        assert_eq!([1, 2].map(times), [5, 3], "8 variants: 5.3 and 2.7");
     }
 
     /// Members of each bit with replicas, in variant `v`, counted by member.

@@ -317,7 +317,7 @@ fn ranges(rows: &[Vec<Destination>]) -> Vec<String> {
 }
 
 /// Writes rows in aligned columns, indented.
-fn columns(f: &mut fmt::Formatter<'_>, rows: &[Vec<String>]) -> fmt::Result {
+pub(super) fn columns(f: &mut fmt::Formatter<'_>, rows: &[Vec<String>]) -> fmt::Result {
     let mut widths = Vec::<usize>::new();
     for row in rows {
         widths.resize(widths.len().max(row.len()), 0);
@@ -335,7 +335,7 @@ fn listed<'t>(items: impl IntoIterator<Item = &'t String>) -> String {
     if items.is_empty() { "none".to_owned() } else { items.join(", ") }
 }
 
-fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+pub(super) fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(str::to_owned).to_vec()
 }
 

@@ -3,6 +3,7 @@
 pub mod check;
 mod detach;
 pub mod doctor;
+mod map;
 mod receive;
 mod run;
 mod send;
@@ -46,6 +47,9 @@ enum Command {
     Doctor(doctor::Doctor),
     Send(send::SendArgs),
     Receive(receive::ReceiveArgs),
+    /// Make, show and compare expert maps; needs no root and no running replicator
+    #[command(subcommand)]
+    Map(map::Map),
     /// Print a completion script for a shell
     ///
     /// For example: replicator completions bash > /etc/bash_completion.d/replicator
@@ -79,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(doctor) => doctor.run(),
         Command::Send(send) => send.run(),
         Command::Receive(receive) => receive.run(),
+        Command::Map(map) => map.run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "replicator", &mut script);

@@ -106,7 +106,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<&str, Fault> {
     })
 }
 
-fn check_brackets(text: &str) -> Result<(), Fault> {
+pub(crate) fn check_brackets(text: &str) -> Result<(), Fault> {
     let mut open = 0_usize;
     for (line, content) in text.lines().enumerate() {
         for (column, character) in content.chars().enumerate() {

@@ -74,7 +74,7 @@ impl fmt::Display for Faults {
 
 /// A user's own text for a message: cut where it is long, and without control characters, which could play tricks on
 /// a terminal.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let mut shown: String = text.chars().take(MAX_QUOTED).flat_map(char::escape_debug).collect();
     if text.chars().nth(MAX_QUOTED).is_some() {
         shown.push_str("...");

@@ -28,8 +28,12 @@ use replicator_common::{
 };
 
 pub use address::{AddressError, InterfaceName, Link, MacAddr, Source};
+pub(crate) use document::check_brackets;
+pub(crate) use fault::quoted;
 pub use fault::{ConfigError, Fault, Faults};
+pub(crate) use reader::nearest;
 pub use schema::KEYS;
+pub(crate) use schema::LOCAL;
 pub use usage::Usage;
 pub(crate) use usage::{Devices, fanout_cost};
 

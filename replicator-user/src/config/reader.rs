@@ -29,7 +29,7 @@ pub(super) struct Section<'d> {
 }
 
 /// "; did you mean ...", or what there is to choose from.
-pub(super) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str> + Clone, what: &str) -> String {
+pub(crate) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str> + Clone, what: &str) -> String {
     let similar = |other: &&str| strsim::osa_distance(name, other);
     let best = known.clone().filter(|other| other.len() <= MAX_COMPARED).min_by_key(similar);
     match best.filter(|_| name.len() <= MAX_COMPARED) {

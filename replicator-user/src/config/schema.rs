@@ -23,7 +23,7 @@ use super::{
 use crate::bift::NeighborId;
 
 /// The name that stands for this host in tables.
-pub(super) const LOCAL: &str = "local";
+pub(crate) const LOCAL: &str = "local";
 
 const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/replicator";
 const DEFAULT_HOP_LIMIT: u8 = 64;

@@ -1,0 +1,84 @@
+//! The expert map: for each layer of a model, which logical expert each physical expert is, and on which node.
+//!
+//! [`ExpertMap::parse`] reads the canonical document (docs/expert-map.md), [`import()`] the files of serving frameworks.
+//! [`ExpertMap::birts`] makes tables of it, [`diff()`] compares two. Nothing here makes a system call.
+
+mod diff;
+mod document;
+mod fault;
+mod field;
+mod import;
+mod placement;
+mod tree;
+
+use std::collections::BTreeMap;
+
+use replicator_common::limits::MAX_BITS;
+
+pub use diff::{Change, Diff, LayerDiff, diff};
+pub use fault::{Fault, Faults};
+pub use import::{Format, Import, import, ranks};
+pub use tree::MAX_BYTES;
+
+/// The version of the document that this build reads and writes.
+pub const VERSION: u64 = 1;
+
+/// Slots of a layer, and so ranks: four replicas of each of [`MAX_BITS`] experts.
+pub const MAX_SLOTS: usize = 4 * MAX_BITS;
+
+/// The largest epoch: integers up to it are exact in every reader of JSON.
+pub const MAX_EPOCH: u64 = (1 << 53) - 1;
+
+/// A map without faults: a full one, or some layers of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExpertMap {
+    model: String,
+    epoch: u64,
+    experts: u16,
+    nodes: Vec<String>,
+    partial: bool,
+    layers: BTreeMap<u16, Layer>,
+}
+
+/// The slots of a layer, in the order of the ranks; each rank has as many as the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer(Vec<Option<u16>>);
+
+impl Layer {
+    /// The logical expert in each slot; `None` is a slot without one.
+    pub fn slots(&self) -> &[Option<u16>] {
+        &self.0
+    }
+}
+
+impl ExpertMap {
+    /// The model's name.
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// The epoch: a later map has a larger one.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Logical experts of a layer.
+    pub fn experts(&self) -> usize {
+        self.experts.into()
+    }
+
+    /// The node of each rank.
+    pub fn nodes(&self) -> &[String] {
+        &self.nodes
+    }
+
+    /// Whether layers that are not in it stay as they are.
+    pub fn is_partial(&self) -> bool {
+        self.partial
+    }
+
+    /// The layers, by number.
+    pub fn layers(&self) -> &BTreeMap<u16, Layer> {
+        &self.layers
+    }
+}
