@@ -178,7 +178,7 @@ fn check_prints_what_it_would_do() {
         "origin veth replicator0 (169.254.81.1/30, fd00:8138::1/126) to replicator0p (169.254.81.2, fd00:8138::2), \
          queues: 1",
         "this node 192.0.2.1, 2001:db8::1",
-        "5 oslo UDP over IPv4 192.0.2.30 port 6635 eth1 resolved none",
+        "5 oslo UDP over IPv4 192.0.2.30 port 6635 eth1 by ARP or ND none",
         "7 lab Ethernet none eth1 02:00:00:00:00:63 802.1ad 100, 802.1Q 7",
         // berlin and madrid, oslo and paris: 3 x 3 counts, with and without a local copy, one of them without any.
         "sync 0x30000 256 (code 3) 18 4 and local 2 17 rounded: 2 by eth0, 2 by eth1",
