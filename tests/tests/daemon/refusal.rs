@@ -82,7 +82,15 @@ fn generic_mode_works_where_it_is_configured_and_is_not_changed_into_native() {
         assert_eq!(sink.numbers(2), [1, 2]);
     }
     assert!(replicator(sender, &["detach"]).status.success());
-    let _native = Daemon::start(sender, &binary(), &cluster.config()).unwrap();
+    let native = Daemon::start(sender, &binary(), &cluster.config()).unwrap();
+    assert_eq!(modes(), [1, 1]);
+    // The origin veth alone is no exception.
+    assert!(native.stop().unwrap().success());
+    let text =
+        refusal(sender, &format!("mode: generic\n{}", cluster.config().replace("interfaces: [eth0]\n", "")));
+    let own =
+        format!("replicator0p: our own program {} is attached in native mode", programs(sender)["eth0"]);
+    assert!(text.contains(&own), "{text}");
     assert_eq!(modes(), [1, 1]);
 }
 
