@@ -18,10 +18,10 @@ use core::fmt;
 /// Bytes of the header before the BitString.
 pub const HEADER_BYTES: usize = 12;
 
-/// The version this code speaks (RFC 8296, section 2.1.1.2).
+/// The version this code speaks (RFC 8296, section 2.1.2).
 pub const VERSION: u8 = 0;
 
-/// First nibble outside MPLS; it tells BIER from IP (RFC 8296, section 2.1.1.2) and is not checked on receipt.
+/// First nibble outside MPLS; it tells BIER from IP (RFC 8296, section 2.1.2) and is not checked on receipt.
 pub const NIBBLE: u8 = 5;
 
 /// Proto of expert payloads: unassigned in the IANA registry of BIER next protocols, used privately.
@@ -116,7 +116,7 @@ impl BitStringLength {
     /// Every length, shortest first.
     pub const ALL: [Self; 5] = [Self::B64, Self::B128, Self::B256, Self::B512, Self::B1024];
 
-    /// The length that a BSL code of RFC 8296, section 2.1.1.2 stands for: code n means 2^(n+5) bits.
+    /// The length that a BSL code of RFC 8296, section 2.1.2 stands for: code n means 2^(n+5) bits.
     #[inline(always)]
     pub const fn from_code(code: u8) -> Option<Self> {
         match code {
@@ -206,7 +206,7 @@ impl<'a> Header<'a> {
         self.0[2] & 1 == 1
     }
 
-    /// Time to live (section 2.1.1.1).
+    /// Time to live (section 2.1.1).
     #[inline(always)]
     pub const fn ttl(self) -> u8 {
         self.0[3]

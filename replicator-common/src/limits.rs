@@ -6,7 +6,7 @@ pub const MAX_BITS: usize = 1024;
 /// 64-bit words in the longest BitString.
 pub const MAX_WORDS: usize = MAX_BITS / 64;
 
-/// BIFT-ids are 20 bits wide (RFC 8296, section 2.1.1.1), so an array of this size answers every lookup exactly.
+/// BIFT-ids are 20 bits wide (RFC 8296, section 2.2.1), so an array of this size answers every lookup exactly.
 pub const BIFT_IDS: usize = 1 << 20;
 
 /// Live BIFT-ids of all kinds and generations.

@@ -14,7 +14,7 @@ mod rewrite;
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-    use aya_log_ebpf::debug;
+    use aya_log_ebpf::info;
     use replicator_common::outcome::Outcome;
 
     use crate::{counters, replicate::replicate, rewrite::rewrite};
@@ -30,12 +30,7 @@ mod programs {
             Outcome::Passed | Outcome::Delivered => xdp_action::XDP_PASS,
             Outcome::Replicated => xdp_action::XDP_REDIRECT,
             _ => {
-                debug!(
-                    &ctx,
-                    "frame dropped on ifindex {}: outcome {}",
-                    ctx.ingress_ifindex(),
-                    outcome as u32
-                );
+                info!(&ctx, "frame dropped on ifindex {}: outcome {}", ctx.ingress_ifindex(), outcome as u32);
                 xdp_action::XDP_DROP
             }
         }
@@ -52,7 +47,7 @@ mod programs {
             Err(outcome) => {
                 counters::count(outcome, 1);
                 if !matches!(outcome, Outcome::Surplus) {
-                    debug!(&ctx, "copy dropped: outcome {}", outcome as u32);
+                    info!(&ctx, "copy dropped: outcome {}", outcome as u32);
                 }
                 xdp_action::XDP_DROP
             }

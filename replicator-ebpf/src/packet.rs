@@ -147,6 +147,16 @@ impl Packet {
         })
     }
 
+    /// TTL or hop limit of the IP header, where there is one.
+    #[inline(always)]
+    pub fn hop_limit(&self, frame: &Frame<'_>) -> Option<u8> {
+        match self.encapsulation {
+            Encapsulation::Ipv4 => Some(frame.at::<Ipv4Hdr>(self.network_offset)?.ttl),
+            Encapsulation::Ipv6 => Some(frame.at::<Ipv6Hdr>(self.network_offset)?.hop_limit),
+            Encapsulation::Ethernet => None,
+        }
+    }
+
     /// Whether every length agrees in a frame of `frame_bytes`, of which `frame` is the linear part. Returns how many
     /// bytes the BIER packet has, header included.
     ///

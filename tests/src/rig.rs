@@ -211,8 +211,8 @@ impl Rig {
         bits: &[usize],
     ) -> Frame {
         let (carrier, ports) = match encapsulation {
-            Encapsulation::Ipv4 => (Carrier::Ipv4(SENDER_IPV4, OWN_IPV4, 46 << 2 | 1, 3), (40_000, 8138)),
-            Encapsulation::Ipv6 => (Carrier::Ipv6(SENDER_IPV6, OWN_IPV6, 46 << 2 | 1, 3), (40_000, 8138)),
+            Encapsulation::Ipv4 => (Carrier::Ipv4(SENDER_IPV4, OWN_IPV4, 46 << 2 | 1, 255), (40_000, 8138)),
+            Encapsulation::Ipv6 => (Carrier::Ipv6(SENDER_IPV6, OWN_IPV6, 46 << 2 | 1, 255), (40_000, 8138)),
             Encapsulation::Ethernet => (Carrier::Ethernet, (0, 0)),
         };
         Frame {

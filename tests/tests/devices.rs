@@ -426,6 +426,8 @@ fn origin_socket(encapsulation: Encapsulation) {
     let nodad: &[&str] = if own.contains(':') { &["nodad"] } else { &[] };
     run(&[&["ip", "address", "add", &own_prefix, "dev", device][..], nodad].concat()).unwrap();
     run(&["ip", "neighbor", "replace", other, "lladdr", &mac, "dev", device]).unwrap();
+    // As the daemon's route into the origin veth has it; forwarded packets have less and are refused.
+    run(&["ip", "route", "replace", other, "dev", device, "hoplimit", "255"]).unwrap();
     let socket = UdpSocket::bind((own, 40_000)).unwrap();
     socket.connect((other, 8138)).unwrap();
 
@@ -435,8 +437,8 @@ fn origin_socket(encapsulation: Encapsulation) {
         let mut frame = lab.rig.frame(&lab.origin, encapsulation, TABLE, B64, &bits);
         frame.payload = vec![n as u8; 1_001];
         frame.carrier = match frame.carrier {
-            Carrier::Ipv4(from, to, ..) => Carrier::Ipv4(from, to, 0, 64),
-            Carrier::Ipv6(from, to, ..) => Carrier::Ipv6(from, to, 0, 64),
+            Carrier::Ipv4(from, to, ..) => Carrier::Ipv4(from, to, 0, 255),
+            Carrier::Ipv6(from, to, ..) => Carrier::Ipv6(from, to, 0, 255),
             Carrier::Ethernet => Carrier::Ethernet,
         };
         frames.push(frame);

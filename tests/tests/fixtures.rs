@@ -47,7 +47,7 @@ struct Fixture {
 
 /// Bytes in hexadecimal, `??` for any, comments behind `#`.
 fn bytes(text: &str) -> Vec<Option<u8>> {
-    let words = text.lines().flat_map(|line| line.split('#').next().unwrap().split_whitespace());
+    let words = text.lines().flat_map(|line| line.split('#').next().unwrap_or_default().split_whitespace());
     words.map(|word| (word != "??").then(|| u8::from_str_radix(word, 16).unwrap())).collect()
 }
 

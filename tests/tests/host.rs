@@ -497,6 +497,7 @@ fn subnet(stack: &str, peer: &str) -> OriginSubnet {
 
 fn origin_config() -> OriginConfig {
     OriginConfig {
+        finish_checksums: false,
         name: "replicator0".to_owned(),
         queues: 2,
         subnets: vec![subnet("169.254.81.1/30", "169.254.81.2"), subnet("fd00:8138::1/126", "fd00:8138::2")],
@@ -550,6 +551,7 @@ fn an_origin_takes_a_new_configuration() {
         ip("link set replicator0p mtu 1500");
         ethtool("-K replicator0 gro off");
         let changed = OriginConfig {
+            finish_checksums: false,
             queues: 1,
             subnets: vec![subnet("169.254.99.1/30", "169.254.99.2")],
             ..origin_config()

@@ -1,6 +1,7 @@
 //! The eBPF object, and the command `replicator` with the object inside.
 
 use std::env::consts::ARCH;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -84,7 +85,20 @@ pub(crate) fn replicator(object: &Path, profile: Profile) -> Result<PathBuf> {
         .args(["build", "--package=replicator-user", "--bin=replicator", "--features=embedded-object"])
         .args((profile == Profile::Release).then_some("--release"))
         .env(OBJECT_VARIABLE, object);
-    executable(&mut cargo, "replicator")
+    let built = executable(&mut cargo, "replicator")?;
+    // Any plain `cargo build` or `cargo test` puts one without the object in its place.
+    let folder = target_directory()?.join("replicator").join(match profile {
+        Profile::Dev => "debug",
+        Profile::Release => "release",
+    });
+    let kept = folder.join("replicator");
+    // By a new name first: the one in place may be running.
+    let new = folder.join("replicator.new");
+    fs::create_dir_all(&folder)
+        .and_then(|()| fs::copy(&built, &new))
+        .and_then(|_| fs::rename(&new, &kept))
+        .with_context(|| format!("cannot put replicator into {}", folder.display()))?;
+    Ok(kept)
 }
 
 /// Runs `cargo build`; the path of the executable of the binary target `name`, as cargo reports it.

@@ -18,26 +18,31 @@ pub(crate) enum Ingress {
     Network,
 }
 
+/// TTL or hop limit of what this host's own programs send into the origin veth: the route there says so. What the host
+/// forwarded has less (RFC 5082), so nobody reaches the origin through it.
+const OWN_HOP_LIMIT: u8 = 255;
+
 /// # Errors
 /// `Passed` where the frame is for another host, or why a frame for this one is not replicated.
 #[inline(always)]
 pub(crate) fn admit(ctx: &XdpContext, frame: &Frame<'_>, packet: &Packet) -> Result<Ingress, Outcome> {
     let settings = SETTINGS.get(0).ok_or(Outcome::NoSlot)?;
-    let ingress = if ctx.ingress_ifindex() as u32 == settings.origin_ifindex {
-        Ingress::Origin
-    } else {
-        Ingress::Network
-    };
-    if ingress == Ingress::Network {
-        let (source, destination) = packet.endpoints(frame).ok_or(Outcome::Malformed)?;
-        if !has_role(&destination, role::OWN) {
-            return Err(Outcome::Passed);
-        }
-        if !has_role(&source, role::SOURCE) && !in_prefix(&source) {
-            return Err(Outcome::SourceNotAllowed);
-        }
+    if ctx.ingress_ifindex() as u32 == settings.origin_ifindex {
+        return match packet.hop_limit(frame) {
+            Some(OWN_HOP_LIMIT) | None => Ok(Ingress::Origin),
+            Some(_) => Err(Outcome::SourceNotAllowed),
+        };
     }
-    Ok(ingress)
+    let (source, destination) = packet.endpoints(frame).ok_or(Outcome::Malformed)?;
+    let [station, _] = frame.at::<[[u8; 6]; 2]>(0).ok_or(Outcome::Malformed)?;
+    // A switch may flood what is for another station, and several hosts may have one IP address.
+    if !has_role(&Endpoint::mac(*station), role::OWN) || !has_role(&destination, role::OWN) {
+        return Err(Outcome::Passed);
+    }
+    if !has_role(&source, role::SOURCE) && !in_prefix(&source) {
+        return Err(Outcome::SourceNotAllowed);
+    }
+    Ok(Ingress::Network)
 }
 
 #[inline(always)]

@@ -138,7 +138,7 @@ fn load<const WORDS: usize>(
     keep_local::<WORDS>(work)
 }
 
-/// A TTL of 1 allows delivery here and no other hop (RFC 8296, section 2.1.1.1).
+/// A TTL of 1 allows delivery here and no other hop (RFC 8296, section 2.1.1).
 #[inline(always)]
 fn keep_local<const WORDS: usize>(work: &mut Work) -> Result<Scope, Outcome> {
     let (mut expired, mut kept) = (0, 0);

@@ -1,10 +1,14 @@
 //! `replicator detach`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use crate::{
     config,
-    daemon::status,
+    daemon::{lock::Lock, status},
     datapath::{DatapathError, Pins},
     host::{Netlink, origin},
 };
@@ -14,22 +18,26 @@ use super::Instance;
 
 /// Take the datapath down: programs, maps, links and the origin veth
 ///
-/// This is the only thing that does. End the daemon first, or it has nothing to look after.
+/// This is the only thing that does. End the daemon first: it would put back what it looks after.
 #[derive(Args)]
 pub(super) struct Detach {
     #[command(flatten)]
     instance: Instance,
-    /// Take `pin-path` from this configuration
+    /// Take `pin-path` from this configuration, and what else to look for
     #[arg(long, value_name = "FILE", conflicts_with = "pin_path")]
     config: Option<PathBuf>,
 }
 
 impl Detach {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let pin_path = match &self.config {
-            Some(file) => config::load(file)?.pin_path,
-            None => self.instance.pin_path,
+        let (pin_path, configured) = match &self.config {
+            Some(file) => {
+                let config = config::load(file)?;
+                (config.pin_path, config.origin.map(|origin| origin.interface.as_str().to_owned()))
+            }
+            None => (self.instance.pin_path, None),
         };
+        let _lock = Lock::take(&pin_path)?;
         let status_path = status::path(&pin_path);
         // A damaged file must not keep the datapath up.
         let status = status::read(&status_path).ok().flatten();
@@ -39,9 +47,9 @@ impl Detach {
                 Err(DatapathError::NotLoaded(_)) => Vec::new(),
                 other => other?,
             };
-            let origin = status.as_ref().and_then(|status| status.origin.as_deref());
+            let origin = status.as_ref().and_then(|status| status.origin.clone()).or(configured);
             let origin_removed = match origin {
-                Some(name) => origin::remove(&Netlink::open()?, name).await?,
+                Some(name) => origin::remove(&Netlink::open()?, &name).await?,
                 None => false,
             };
             status::remove(&status_path)?;
@@ -52,11 +60,12 @@ impl Detach {
                 known.map_or_else(|| format!("interface {device}"), |interface| interface.name.clone())
             });
             let names: Vec<_> = names.collect();
-            match (names.is_empty(), origin_removed) {
-                (true, false) => println!("nothing was attached"),
-                (true, true) => println!("removed the origin veth"),
-                (false, _) => println!("detached from {}", names.join(", ")),
-            }
+            let done = match (names.is_empty(), origin_removed) {
+                (true, false) => "nothing was attached".into(),
+                (true, true) => "removed the origin veth".into(),
+                (false, _) => format!("detached from {}", names.join(", ")),
+            };
+            writeln!(io::stdout(), "{done}")?;
             Ok(ExitCode::SUCCESS)
         })
     }

@@ -10,7 +10,12 @@ mod signal;
 mod stats;
 mod status;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    error::Error,
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
@@ -67,9 +72,7 @@ struct Instance {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(run) => run.run(),
-        Command::Check(args) => {
-            check::run(&args, &mut std::io::stdout(), &mut std::io::stderr()).map_err(Into::into)
-        }
+        Command::Check(args) => check::run(&args, &mut io::stdout(), &mut io::stderr()).map_err(Into::into),
         Command::Status(status) => status.run(),
         Command::Stats(stats) => stats.run(),
         Command::Detach(detach) => detach.run(),
@@ -77,15 +80,25 @@ pub fn main() -> ExitCode {
         Command::Send(send) => send.run(),
         Command::Receive(receive) => receive.run(),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "replicator", &mut std::io::stdout());
-            Ok(ExitCode::SUCCESS)
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "replicator", &mut script);
+            io::stdout().write_all(&script).map(|()| ExitCode::SUCCESS).map_err(Into::into)
         }
         Command::Man { folder } => man(&folder),
     };
     result.unwrap_or_else(|error| {
+        if is_closed_pipe(&error) {
+            return ExitCode::SUCCESS;
+        }
         eprintln!("error: {}", describe(&error));
         ExitCode::FAILURE
     })
+}
+
+/// Whether it only says that whoever reads what is printed has seen enough.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let kind = |cause: &(dyn Error + 'static)| Some(cause.downcast_ref::<io::Error>()?.kind());
+    error.chain().any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))
 }
 
 /// An error and its causes, each once: many messages hold their cause already.

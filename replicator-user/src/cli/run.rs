@@ -47,18 +47,22 @@ impl Run {
     async fn follow(self, config: config::Config) -> anyhow::Result<ExitCode> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-        let mut daemon = Daemon::start(config).await?;
-        let summary = daemon.summary();
-        info!("replicating: {summary}");
-        // Without a service manager there is nobody to tell.
-        let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&summary)]);
         let end = async {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
         };
-        let result = daemon.run(end).await;
+        tokio::pin!(end);
+        let Some(mut daemon) = Daemon::start(config, &mut end).await? else {
+            info!("ended before it had started; everything is as it was");
+            return Ok(ExitCode::SUCCESS);
+        };
+        let summary = daemon.summary();
+        info!("replicating: {summary}");
+        // Without a service manager there is nobody to tell.
+        let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&summary)]);
+        daemon.run(end).await;
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         if self.detach_on_exit {
             daemon.detach().await?;
@@ -66,7 +70,6 @@ impl Run {
         } else {
             info!("ended; the datapath stays in place, `replicator detach` takes it down");
         }
-        result?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,6 +1,12 @@
 //! `replicator stats`.
 
-use std::{collections::BTreeMap, process::ExitCode, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::{self, Write as _},
+    process::ExitCode,
+    thread,
+    time::Duration,
+};
 
 use crate::{
     daemon::status,
@@ -48,6 +54,7 @@ struct Traffic {
 
 impl Stats {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let mut out = io::stdout();
         let mut last: Option<Report> = None;
         loop {
             let report = self.read()?;
@@ -57,9 +64,9 @@ impl Stats {
                 } else {
                     serde_json::to_string_pretty(&report)?
                 };
-                println!("{text}");
+                writeln!(out, "{text}")?;
             } else {
-                print!("{}", report.text(last.as_ref(), self.watch.unwrap_or(1)));
+                write!(out, "{}", report.text(last.as_ref(), self.watch.unwrap_or(1)))?;
             }
             let Some(seconds) = self.watch else { return Ok(ExitCode::SUCCESS) };
             last = Some(report);

@@ -1,6 +1,10 @@
 //! `replicator status`.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    process::ExitCode,
+};
 
 use crate::{
     daemon::status::{self, NeighborResolution, Status},
@@ -45,11 +49,12 @@ impl StatusArgs {
             Err(error) => return Err(error.into()),
         };
         let running = daemon.as_ref().is_some_and(|daemon| is_daemon(daemon.pid));
+        let mut out = io::stdout();
         let report = Report { attached, running, daemon };
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&report)?);
+            writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
         } else {
-            print!("{}", report.text());
+            write!(out, "{}", report.text())?;
         }
         Ok(if attached && running { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -95,7 +100,7 @@ impl Report {
         for table in &daemon.tables {
             let ids: Vec<_> = table.bift_ids.iter().map(|id| format!("{id:#07x}")).collect();
             line(format!(
-                "table {}: BIFT-id {}, {} bits, {} members, {} variants",
+                "table {}: BIFT-id {}, {} bits, members: {}, variants: {}",
                 table.name,
                 ids.join(" and "),
                 table.bit_string_length,

@@ -144,13 +144,17 @@ impl Receiver {
     /// What the system says: a raw socket's interface went down or away.
     pub fn receive(&mut self) -> io::Result<Option<Delivery<'_>>> {
         let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
+        let mut looked = false;
         loop {
             if let Some(index) = self.next_delivery() {
                 return Ok(self.delivery(index));
             }
-            if !self.fill(deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())))? {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            // What is no frame may come without end: it does not stop the clock.
+            if looked && left.is_some_and(|left| left.is_zero()) || !self.fill(left)? {
                 return Ok(None);
             }
+            looked = true;
         }
     }
 
@@ -164,20 +168,23 @@ impl Receiver {
         stop: &AtomicBool,
         mut visit: impl FnMut(Delivery<'_>) -> ControlFlow<()>,
     ) -> io::Result<()> {
-        let mut last = Instant::now();
+        let (mut last, mut looked) = (Instant::now(), false);
         while !stop.load(Ordering::Relaxed) {
             if let Some(delivery) = self.next_delivery().and_then(|index| self.delivery(index)) {
                 if visit(delivery).is_break() {
                     break;
                 }
+                if self.timeout.is_some() {
+                    last = Instant::now();
+                }
                 continue;
             }
             let left = self.timeout.map(|timeout| timeout.saturating_sub(last.elapsed()));
-            if self.fill(Some(left.map_or(LOOK, |left| left.min(LOOK))))? {
-                last = Instant::now();
-            } else if self.timeout.is_some_and(|timeout| last.elapsed() >= timeout) {
+            if looked && left.is_some_and(|left| left.is_zero()) {
                 break;
             }
+            self.fill(Some(left.map_or(LOOK, |left| left.min(LOOK))))?;
+            looked = true;
         }
         Ok(())
     }

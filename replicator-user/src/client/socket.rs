@@ -122,7 +122,7 @@ pub(super) fn bind_packet(socket: &Socket, ifindex: c_int, protocol: u16) -> io:
     check(result).map(drop)
 }
 
-/// Lets only frames into the socket in which 0xAB37 stands behind 0, 1 or 2 VLAN tags. The kernel has taken the outer tag
+/// Lets only frames for this host into the socket (a switch may flood others' too) in which 0xAB37 stands behind 0, 1 or 2 VLAN tags. The kernel has taken the outer tag
 /// out by then (`skb_vlan_untag`), unless the frame comes from a device that does not want it taken.
 pub(super) fn keep_bier(socket: &Socket) -> io::Result<()> {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_H | libc::BPF_ABS) as u16;
@@ -135,7 +135,10 @@ pub(super) fn keep_bier(socket: &Socket) -> io::Result<()> {
     let drop = socket2::SockFilter::new(RETURN, 0, 0, 0);
     let [first, first_or] = tag(1, 7);
     let [second, second_or] = tag(1, 3);
+    let kind = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE) as u32;
     socket.attach_filter(&[
+        socket2::SockFilter::new((libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16, 0, 0, kind),
+        equal(libc::PACKET_OTHERHOST.into(), 11, 0),
         load(12),
         equal(ETHERTYPE_BIER, 8, 0),
         first,

@@ -2,10 +2,14 @@
 //! in place when it ends.
 
 mod entries;
+pub mod lock;
 mod roster;
 pub mod status;
+mod trace;
+mod undo;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -16,7 +20,7 @@ use tokio::{
     sync::mpsc::UnboundedReceiver,
     time::{MissedTickBehavior, interval, timeout_at},
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     bift::{Bift, NeighborId},
@@ -25,18 +29,30 @@ use crate::{
     host::{
         self, Netlink,
         address::OwnAddresses,
-        bpffs, link,
+        bpffs,
+        kernel::Kernel,
+        link,
+        needs::{self, Check, State},
         origin::{self, Origin, OriginConfig, OriginSubnet},
         preflight::{self, Role, Severity},
         resolver::{Change, Resolution, Resolver, Target},
         watch::{HostEvent, LinkChange, Watch},
     },
 };
+use lock::Lock;
 use roster::{Move, Roster};
 use status::{InterfaceStatus, NeighborStatus, Status, TableStatus};
+use trace::DropLog;
+use undo::Undo;
+
+/// Where a neighbor is looked for that could be behind any device, while there is none.
+const NO_DEVICE: u32 = 0;
 
 /// How long the first answers about the neighbors are waited for, so that the first frames find them.
 const FIRST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// How often what could not be done is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// How often the log of the programs is looked at where the configuration asks for it.
 const LOG_POLL: Duration = Duration::from_millis(100);
@@ -53,9 +69,28 @@ pub enum DaemonError {
     /// This build has no programs.
     #[error(transparent)]
     NotEmbedded(#[from] object::NotEmbedded),
-    /// Interfaces are not fit; each line is one reason.
+    /// The kernel or interfaces are not fit; each line is one reason.
     #[error("{}", .0.join("\n"))]
     Unfit(Vec<String>),
+    /// There is a daemon.
+    #[error(
+        "`replicator run`{} looks after {pin_path}: end it first",
+        .pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+    )]
+    Running {
+        /// Where it pins.
+        pin_path: PathBuf,
+        /// Its process, where it has said so.
+        pid: Option<u32>,
+    },
+    /// The pin path could not be locked.
+    #[error("cannot lock {path}: {source}")]
+    Lock {
+        /// The pin path.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A table could not be installed.
     #[error("table {table}: {source}")]
     Table {
@@ -90,44 +125,70 @@ pub struct Daemon {
     watch: (Watch, UnboundedReceiver<HostEvent>),
     interfaces: Vec<InterfaceStatus>,
     status_path: PathBuf,
+    /// Tables that must be installed again, and could not be yet.
+    outdated: BTreeSet<usize>,
+    /// Ids that neighbors moved away from and tables may still name.
+    leaving: BTreeSet<u32>,
+    /// Neighbors that wait for an id, with what is known of them.
+    homeless: BTreeMap<usize, Resolution>,
+    /// Devices that went away; their numbers may come back.
+    gone: BTreeSet<u32>,
     started: Instant,
+    /// Held.
+    _lock: Lock,
 }
 
 impl Daemon {
-    /// Checks everything, then puts everything in place. When this returns, frames are replicated.
+    /// Checks everything, then puts everything in place. When this returns a daemon, frames are replicated. `None` where
+    /// `end` was over first.
     ///
     /// # Errors
-    /// Where an interface is not fit or the kernel refuses something. Programs that were attached before stay.
-    pub async fn start(config: Config) -> Result<Self, DaemonError> {
+    /// Where an interface is not fit or the kernel refuses something.
+    ///
+    /// Without a daemon everything is as it was before, programs that were attached before included.
+    pub async fn start(config: Config, end: impl Future<Output = ()>) -> Result<Option<Self>, DaemonError> {
         let object = object::embedded()?;
-        let pins = Pins::new(&config.pin_path);
-        let netlink = Netlink::open()?;
+        let (netlink, pins) = (Netlink::open()?, Pins::new(&config.pin_path));
+        check_kernel()?;
+        check_interfaces(&netlink, &config, None, &pins.programs(), |advice| warn!("{advice}")).await?;
+        let undo = Undo::note(&netlink, &config).await?;
         bpffs::ensure(&config.pin_path)?;
-        let own_programs = pins.programs();
-        check_interfaces(&netlink, &config, &own_programs, |advice| warn!("{advice}")).await?;
-        let origin = match &config.origin {
-            Some(origin) => Some(origin::ensure(&netlink, &origin_config(origin)).await?),
-            None => None,
+        let lock = Lock::take(&config.pin_path)?;
+        let started = tokio::select! {
+            prepared = Self::prepare(config, object, netlink, pins, lock) => match prepared {
+                // From here on there is no turning back halfway.
+                Ok((mut daemon, links)) => daemon.attach_all(&links).await.map(|()| Some(daemon)),
+                Err(error) => Err(error),
+            },
+            () = end => Ok(None),
         };
+        if !matches!(started, Ok(Some(_))) {
+            undo.take_back().await;
+        }
+        started
+    }
+
+    /// Everything that no frame meets. Returns the interfaces too.
+    async fn prepare(
+        config: Config,
+        object: &[u8],
+        netlink: Netlink,
+        pins: Pins,
+        lock: Lock,
+    ) -> Result<(Self, Vec<link::Link>), DaemonError> {
         let options = LoadOptions { udp_port: config.udp_port, trace_drops: config.trace_drops };
         let mut datapath = Datapath::load(object, &options)?;
         let links = link::all(&netlink).await?;
         let index = |name: &str| links.iter().find(|link| link.name == name).map(|link| link.ifindex);
         // Where a neighbor is looked for until the host says where it is: its copies are counted as unresolved there.
         let first = config.interfaces.first().and_then(|name| index(name.as_str()));
-        let first = first.or(origin.as_ref().map(|origin| origin.ifindex)).unwrap_or(0);
+        let first = first.unwrap_or(NO_DEVICE);
         let devices = config
             .neighbors
             .iter()
             .map(|neighbor| neighbor.interface().and_then(|name| index(name.as_str())).unwrap_or(first));
         let roster = Roster::new(devices);
         let targets = config.neighbors.iter().zip(0..).map(|(neighbor, id)| target(neighbor, id)).collect();
-        if let Some(origin) = &origin {
-            datapath.set_origin(origin.peer_ifindex);
-            for (encapsulation, entry) in entries::local(&config, origin).into_iter().flatten() {
-                datapath.set_neighbor(NeighborId::local(encapsulation).get(), Some(&entry))?;
-            }
-        }
         datapath.admission().set_prefixes(entries::prefixes(&config))?;
         let pending = Resolution::Pending { reason: host::resolution::Reason::Underspecified };
         let mut daemon = Self {
@@ -139,50 +200,52 @@ impl Daemon {
             watch: Watch::start()?,
             interfaces: Vec::new(),
             started: Instant::now(),
+            _lock: lock,
+            outdated: BTreeSet::new(),
+            leaving: BTreeSet::new(),
+            homeless: BTreeMap::new(),
+            gone: BTreeSet::new(),
+            origin: None,
             roster,
-            origin,
             datapath,
             netlink,
             pins,
             config,
         };
+        daemon.make_origin().await?;
         daemon.set_endpoints(&OwnAddresses::read(&daemon.netlink).await?)?;
         daemon.hear_first_answers().await?;
         for index in 0..daemon.config.tables.len() {
             daemon.install(index)?;
         }
-        daemon.attach_all(&links).await?;
-        daemon.write_status()?;
-        Ok(daemon)
+        Ok((daemon, links))
     }
 
-    /// Follows the host until `end` is over. The datapath stays in place, with what is known now.
-    ///
-    /// # Errors
-    /// Where the kernel refuses a change.
-    pub async fn run(&mut self, end: impl Future<Output = ()>) -> Result<(), DaemonError> {
+    /// Follows the host until `end` is over. What the kernel refuses is logged, and what was in force stays: a daemon that
+    /// ended would help nobody. The datapath stays in place, with what is known then.
+    pub async fn run(&mut self, end: impl Future<Output = ()>) {
         let mut logger = self.config.trace_drops.then(|| self.logger()).flatten();
         let mut log_poll = interval(LOG_POLL);
         log_poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut retry = interval(RETRY);
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tokio::pin!(end);
         loop {
-            tokio::select! {
-                () = &mut end => return Ok(()),
-                Some(change) = self.resolver.1.recv() => {
-                    self.neighbor_changed(change)?;
-                    while let Ok(change) = self.resolver.1.try_recv() {
-                        self.neighbor_changed(change)?;
-                    }
-                }
-                Some(event) = self.watch.1.recv() => self.host_changed(event).await?,
+            let result = tokio::select! {
+                () = &mut end => return,
+                Some(change) = self.resolver.1.recv() => self.neighbor_changed(change),
+                Some(event) = self.watch.1.recv() => self.host_changed(event).await,
+                _ = retry.tick(), if self.is_behind() => self.retry().await,
                 _ = log_poll.tick(), if logger.is_some() => {
                     if let Some(logger) = &mut logger {
                         logger.flush();
                     }
                     continue;
                 }
+            };
+            for error in [result, self.write_status()].into_iter().filter_map(Result::err) {
+                error!("{error}");
             }
-            self.write_status()?;
         }
     }
 
@@ -214,8 +277,8 @@ impl Daemon {
         )
     }
 
-    fn logger(&mut self) -> Option<aya_log::EbpfLogger<&'static dyn log::Log>> {
-        match aya_log::EbpfLogger::init(self.datapath.ebpf()) {
+    fn logger(&mut self) -> Option<aya_log::EbpfLogger<DropLog>> {
+        match aya_log::EbpfLogger::init_with_logger(self.datapath.ebpf(), DropLog) {
             Ok(logger) => Some(logger),
             Err(error) => {
                 warn!("dropped frames cannot be logged: {error}");
@@ -257,34 +320,75 @@ impl Daemon {
         }
         let entry = entries::neighbor(neighbor, &resolution);
         let moved = match &resolution {
+            Resolution::Ready { ifindex, .. } if !self.heard => {
+                self.roster.settle(index, *ifindex);
+                Move::Stays(self.roster.place(index))
+            }
             Resolution::Ready { ifindex, .. } => self.roster.found(index, *ifindex, self.started.elapsed()),
             Resolution::Pending { .. } => Move::Stays(self.roster.place(index)),
         };
+        self.homeless.remove(&index);
         match moved {
             Move::Stays(place) => self.datapath.set_neighbor(place.neighbor, entry.as_ref())?,
             Move::Moves { from, to } => {
                 self.datapath.set_neighbor(to.neighbor, entry.as_ref())?;
-                self.install_those_with(index)?;
+                // Until no table names it, the old id leads nowhere rather than to where the neighbor was.
                 self.datapath.set_neighbor(from.neighbor, None)?;
+                self.leaving.insert(from.neighbor);
+                self.outdated.extend(self.tables_with(index));
             }
             Move::NoRoom(place) => {
-                warn!("neighbor {} moved to another interface and all ids are taken", neighbor.name);
+                warn!("neighbor {} moved to another interface and has to wait for a free id", neighbor.name);
                 self.datapath.set_neighbor(place.neighbor, None)?;
+                self.homeless.insert(index, resolution);
+                return Ok(());
             }
         }
         self.resolutions[index] = resolution;
-        Ok(())
+        self.catch_up()
     }
 
-    /// Installs the tables in force that have the neighbor as a member.
-    fn install_those_with(&mut self, neighbor: usize) -> Result<(), DaemonError> {
-        let in_force = self.datapath.bift_ids();
-        let members = |index: usize| self.config.tables[index].birt.neighbors();
-        let tables: Vec<_> = (0..self.config.tables.len())
-            .filter(|&index| members(index).iter().any(|id| id.remote_index() == Some(neighbor)))
-            .filter(|&index| self.config.tables[index].bift_ids.iter().any(|id| in_force.contains(id)))
-            .collect();
-        tables.into_iter().try_for_each(|index| self.install(index))
+    /// The tables that have the neighbor as a member.
+    fn tables_with(&self, neighbor: usize) -> impl Iterator<Item = usize> + use<> {
+        let members = |table: &crate::config::Table| {
+            table.birt.neighbors().iter().any(|id| id.remote_index() == Some(neighbor))
+        };
+        let tables: Vec<_> = self.config.tables.iter().map(members).collect();
+        tables.into_iter().enumerate().filter_map(|(index, has)| has.then_some(index))
+    }
+
+    /// Installs what is outdated, each table whatever becomes of the others. Ids that no table names any more are left.
+    fn catch_up(&mut self) -> Result<(), DaemonError> {
+        let mut result = Ok(());
+        for index in std::mem::take(&mut self.outdated) {
+            if let Err(error) = self.install(index) {
+                self.outdated.insert(index);
+                result = Err(error);
+            }
+        }
+        if self.outdated.is_empty() {
+            for id in std::mem::take(&mut self.leaving) {
+                self.roster.left(id, self.started.elapsed());
+            }
+        }
+        result
+    }
+
+    /// Tries again what could not be done: the origin pair, tables, neighbors without an id.
+    async fn retry(&mut self) -> Result<(), DaemonError> {
+        if self.origin.is_none() && self.config.origin.is_some() {
+            self.restore_origin().await?;
+        }
+        for (index, resolution) in std::mem::take(&mut self.homeless) {
+            self.neighbor_changed(Change { id: index as u32, resolution })?;
+        }
+        self.catch_up()
+    }
+
+    fn is_behind(&self) -> bool {
+        !self.outdated.is_empty()
+            || !self.homeless.is_empty()
+            || self.origin.is_none() && self.config.origin.is_some()
     }
 
     fn install(&mut self, index: usize) -> Result<(), DaemonError> {
@@ -307,25 +411,72 @@ impl Daemon {
         match event {
             HostEvent::OwnAddresses(own) => self.set_endpoints(&own)?,
             HostEvent::Link { ifindex, name, change: LinkChange::Added { .. } } => {
+                if self.gone.remove(&ifindex) {
+                    self.datapath.refill(ifindex)?;
+                }
                 let ours = self.config.interfaces.iter().any(|interface| interface.as_str() == name);
-                if ours && !self.interfaces.iter().any(|interface| interface.ifindex == ifindex) {
-                    match self.attach(ifindex, &name, self.config.mode) {
-                        Ok(()) => info!("{name} is back: attached"),
-                        Err(error) => warn!("{name} is back, but: {error}"),
-                    }
-                    self.datapath.pin(&self.pins)?;
+                if ours && !self.is_attached(ifindex) {
+                    self.attach(ifindex, &name, self.config.mode)?;
+                    self.pin()?;
+                    info!("{name} is back: attached");
                 }
             }
             HostEvent::Link { ifindex, name, change: LinkChange::Removed } => {
-                if self.interfaces.iter().any(|interface| interface.ifindex == ifindex) {
-                    warn!("{name} is gone; it is attached again when it comes back");
+                self.gone.insert(ifindex);
+                if self.is_attached(ifindex) {
+                    warn!("{name} is gone");
                     self.interfaces.retain(|interface| interface.ifindex != ifindex);
                     self.datapath.forget(ifindex);
                     self.pins.forget(ifindex)?;
                 }
+                if self.origin.as_ref().is_some_and(|origin| origin.peer_ifindex == ifindex) {
+                    // Another device may get the number, and nobody admits what that receives.
+                    self.datapath.set_origin(0);
+                    self.origin = None;
+                    self.restore_origin().await?;
+                }
             }
             HostEvent::Link { name, change, .. } => debug!("{name}: {change:?}"),
         }
+        Ok(())
+    }
+
+    fn is_attached(&self, ifindex: u32) -> bool {
+        self.interfaces.iter().any(|interface| interface.ifindex == ifindex)
+    }
+
+    /// Somebody removed the origin pair: it is made anew, and copies for this host's stack go there.
+    async fn restore_origin(&mut self) -> Result<(), DaemonError> {
+        let result = self.replace_origin().await;
+        if result.is_err() {
+            // It is tried again.
+            self.origin = None;
+        }
+        result
+    }
+
+    async fn replace_origin(&mut self) -> Result<(), DaemonError> {
+        self.make_origin().await?;
+        let has_local = |&index: &usize| self.config.tables[index].birt.has_local();
+        self.outdated.extend((0..self.config.tables.len()).filter(has_local));
+        self.catch_up()?;
+        if let Some(origin) = self.origin.clone() {
+            self.attach(origin.peer_ifindex, &origin.peer_name, self.config.mode)?;
+        }
+        self.pin()?;
+        info!("the origin veth was removed and is back");
+        Ok(())
+    }
+
+    /// Makes the origin pair, if one is configured, and tells the datapath.
+    async fn make_origin(&mut self) -> Result<(), DaemonError> {
+        let Some(config) = &self.config.origin else { return Ok(()) };
+        let origin = origin::ensure(&self.netlink, &origin_config(config, self.config.mode)).await?;
+        self.datapath.set_origin(origin.peer_ifindex);
+        for (encapsulation, entry) in entries::local(&self.config, &origin).into_iter().flatten() {
+            self.datapath.set_neighbor(NeighborId::local(encapsulation).get(), Some(&entry))?;
+        }
+        self.origin = Some(origin);
         Ok(())
     }
 
@@ -336,20 +487,43 @@ impl Daemon {
         Ok(self.datapath.admission().set_endpoints(endpoints)?)
     }
 
+    /// Has frames meet what was prepared.
     async fn attach_all(&mut self, links: &[link::Link]) -> Result<(), DaemonError> {
-        let wanted: Vec<_> = self.config.interfaces.iter().map(|name| name.as_str().to_owned()).collect();
-        for name in wanted {
-            let Some(link) = links.iter().find(|link| link.name == name) else { continue };
-            self.attach(link.ifindex, &name, self.config.mode)?;
+        let named = |name: &str| links.iter().find(|link| link.name == name);
+        let configured = self.config.interfaces.iter().filter_map(|name| named(name.as_str()));
+        let mut wanted: Vec<_> = configured.map(|link| (link.ifindex, link.name.clone())).collect();
+        wanted.extend(self.origin.iter().map(|origin| (origin.peer_ifindex, origin.peer_name.clone())));
+        // New links first, for they may be refused: until they are pinned, dropping them takes them off again. What an
+        // earlier run left is exchanged when nothing else can be refused.
+        let left = self.pins.devices().unwrap_or_default();
+        let (left, new): (Vec<_>, Vec<_>) =
+            wanted.into_iter().partition(|(ifindex, _)| left.contains(ifindex));
+        for (ifindex, name) in new {
+            self.attach(ifindex, &name, self.config.mode)?;
         }
-        if let Some(origin) = self.origin.clone() {
-            self.attach(origin.peer_ifindex, &origin.peer_name, self.config.mode)?;
+        // Many drivers say whether they send redirected frames only while they have a program.
+        let own: Vec<_> = self.pins.programs().into_iter().chain([self.datapath.program_id()?]).collect();
+        check_interfaces(&self.netlink, &self.config, self.origin.as_ref(), &own, |_| {}).await?;
+        for (ifindex, name) in left {
+            self.attach(ifindex, &name, self.config.mode)?;
         }
-        // Many drivers say whether they send redirected frames only while they have a program. Until the links are
-        // pinned, dropping them takes new programs off again.
-        let own = [self.datapath.program_id()?];
-        check_interfaces(&self.netlink, &self.config, &own, |_| {}).await?;
-        Ok(self.datapath.pin(&self.pins)?)
+        self.pin()?;
+        let before = status::read(&self.status_path).ok().flatten().and_then(|status| status.origin);
+        let origin = self.origin.as_ref().map(|origin| &origin.name);
+        if let Some(name) = before.filter(|name| Some(name) != origin) {
+            match origin::remove(&self.netlink, &name).await {
+                Ok(_) => info!("removed the origin veth {name}: it is no longer configured"),
+                Err(error) => warn!("the origin veth {name} of before is left: {error}"),
+            }
+        }
+        self.write_status()
+    }
+
+    fn pin(&mut self) -> Result<(), DaemonError> {
+        for ifindex in self.datapath.pin(&self.pins)? {
+            info!("took the program off interface number {ifindex}: it is gone or no longer configured");
+        }
+        Ok(())
     }
 
     fn attach(&mut self, ifindex: u32, name: &str, mode: Mode) -> Result<(), DaemonError> {
@@ -383,17 +557,29 @@ impl Daemon {
     }
 }
 
+/// Everything that the kernel lacks, at once.
+fn check_kernel() -> Result<(), DaemonError> {
+    let lacking = |check: &Check| check.needed && check.state == State::Missing;
+    let reasons = needs::of(&Kernel::read()).into_iter().filter(lacking);
+    let reasons: Vec<_> =
+        reasons.map(|check| format!("missing: {} ({})", check.name, check.detail)).collect();
+    if reasons.is_empty() { Ok(()) } else { Err(DaemonError::Unfit(reasons)) }
+}
+
 /// Every reason why an interface is not fit, at once.
 async fn check_interfaces(
     netlink: &Netlink,
     config: &Config,
+    origin: Option<&Origin>,
     own: &[u32],
     mut advise: impl FnMut(String),
 ) -> Result<(), DaemonError> {
     let mut reasons = Vec::new();
-    for name in &config.interfaces {
-        let facts = preflight::examine(netlink, name.as_str()).await?;
-        for problem in preflight::verdict(name.as_str(), facts.as_ref(), config.mode, Role::Both, own) {
+    let configured = config.interfaces.iter().map(|name| (name.as_str(), Role::Both));
+    let origin = origin.map(|origin| (origin.peer_name.as_str(), Role::Ingress));
+    for (name, role) in configured.chain(origin) {
+        let facts = preflight::examine(netlink, name).await?;
+        for problem in preflight::verdict(name, facts.as_ref(), config.mode, role, own) {
             match problem.severity {
                 Severity::Error => reasons.push(problem.text),
                 Severity::Warning => advise(problem.text),
@@ -403,13 +589,14 @@ async fn check_interfaces(
     if reasons.is_empty() { Ok(()) } else { Err(DaemonError::Unfit(reasons)) }
 }
 
-fn origin_config(origin: &crate::config::Origin) -> OriginConfig {
+fn origin_config(origin: &crate::config::Origin, mode: Mode) -> OriginConfig {
     let subnet = |net: Result<IpNet, _>, peer| net.ok().map(|stack| OriginSubnet { stack, peer });
     let ipv4 = IpNet::new(origin.ipv4.stack.into(), origin.ipv4.prefix_length);
     let ipv6 = IpNet::new(origin.ipv6.stack.into(), origin.ipv6.prefix_length);
     OriginConfig {
         name: origin.interface.as_str().to_owned(),
         queues: origin.queues.into(),
+        finish_checksums: mode == Mode::Generic,
         subnets: [subnet(ipv4, origin.ipv4.peer.into()), subnet(ipv6, origin.ipv6.peer.into())]
             .into_iter()
             .flatten()

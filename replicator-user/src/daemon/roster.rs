@@ -24,7 +24,7 @@ pub(super) enum Move {
     /// Its entry changes; tables stay.
     Stays(MemberPlace),
     /// It has another id: its entry is written, the tables that have it as a member are installed again, and the old id
-    /// is emptied.
+    /// is emptied and left.
     Moves {
         /// From where.
         from: MemberPlace,
@@ -51,7 +51,13 @@ impl Roster {
         self.places[index]
     }
 
-    /// Neighbor `index` is behind this device. `now` ascends from call to call.
+    /// Neighbor `index` is behind this device, and no table names it yet.
+    pub(super) fn settle(&mut self, index: usize, ifindex: u32) {
+        self.places[index].ifindex = ifindex;
+    }
+
+    /// Neighbor `index` is behind this device. `now` ascends from call to call. The id it moves away from is taken until
+    /// it is [`left`](Self::left).
     pub(super) fn found(&mut self, index: usize, ifindex: u32, now: Duration) -> Move {
         let from = self.places[index];
         if from.ifindex == ifindex {
@@ -62,8 +68,12 @@ impl Roster {
         };
         let to = MemberPlace { neighbor, ifindex };
         self.places[index] = to;
-        self.free.push_back((now + REST, from.neighbor));
         Move::Moves { from, to }
+    }
+
+    /// No table names the id any more: it may be given out again once copies in flight are out.
+    pub(super) fn left(&mut self, id: u32, now: Duration) {
+        self.free.push_back((now + REST, id));
     }
 }
 
@@ -87,11 +97,25 @@ mod tests {
     }
 
     #[test]
+    fn before_tables_name_them_neighbors_settle_where_they_are() {
+        let mut roster = Roster::new(vec![1; MAX_NEIGHBORS - FIRST_REMOTE_NEIGHBOR as usize]);
+        roster.settle(7, 2);
+        assert_eq!(roster.place(7), place(10, 2));
+        assert_eq!(roster.found(7, 2, Duration::ZERO), Move::Stays(place(10, 2)));
+    }
+
+    #[test]
     fn an_old_id_rests_before_it_is_given_out_again() {
         let remote = MAX_NEIGHBORS - FIRST_REMOTE_NEIGHBOR as usize;
         let mut roster = Roster::new(vec![1; remote - 1]);
         let last = place(MAX_NEIGHBORS as u32 - 1, 2);
         assert_eq!(roster.found(0, 2, Duration::ZERO), Move::Moves { from: place(3, 1), to: last });
+        assert_eq!(
+            roster.found(1, 2, Duration::from_secs(9)),
+            Move::NoRoom(place(4, 1)),
+            "tables name it still"
+        );
+        roster.left(3, Duration::ZERO);
         assert_eq!(roster.found(1, 2, Duration::from_millis(999)), Move::NoRoom(place(4, 1)));
         assert_eq!(
             roster.found(1, 2, Duration::from_secs(1)),

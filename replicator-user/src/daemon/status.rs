@@ -99,7 +99,7 @@ pub struct TableStatus {
 /// The status file of the replicator with this pin path. There may be several on a host.
 pub fn path(pin_path: &Path) -> PathBuf {
     let folder = env::var_os("RUNTIME_DIRECTORY").map_or_else(|| RUNTIME_DIRECTORY.into(), PathBuf::from);
-    let name = pin_path.to_string_lossy().trim_matches('/').replace('/', "-");
+    let name = pin_path.to_string_lossy().trim_matches('/').replace('-', "--").replace('/', "-");
     folder.join(format!("{name}.json"))
 }
 
@@ -121,9 +121,14 @@ pub(super) fn write(path: &Path, status: &Status) -> Result<(), DaemonError> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(error)?;
     }
-    let new = path.with_extension("new");
+    let new = next(path);
     fs::write(&new, serde_json::to_vec(status).map_err(|source| error(source.into()))?).map_err(error)?;
     fs::rename(&new, path).map_err(error)
+}
+
+/// Where the next file is written before it takes the place of the last.
+fn next(path: &Path) -> PathBuf {
+    path.with_extension("new")
 }
 
 /// Removes the file, and the folder if that was the last one.
@@ -131,11 +136,14 @@ pub(super) fn write(path: &Path, status: &Status) -> Result<(), DaemonError> {
 /// # Errors
 /// Where the file cannot be removed.
 pub fn remove(path: &Path) -> Result<(), DaemonError> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            return Err(DaemonError::Status { path: path.into(), source });
+    // A daemon that was killed may have left its next one.
+    for path in [path, &next(path)] {
+        match fs::remove_file(path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(DaemonError::Status { path: path.into(), source });
+            }
+            _ => {}
         }
-        _ => {}
     }
     if path.parent() == Some(Path::new(RUNTIME_DIRECTORY)) {
         // Others' files keep it, and so does a service manager that owns it.

@@ -54,15 +54,17 @@ impl Admission {
         for (endpoint, roles) in wanted {
             *new.entry((endpoint.kind, endpoint.address)).or_default() |= roles;
         }
-        for (&(kind, address), roles) in &new {
-            if self.known.get(&(kind, address)) != Some(roles) {
+        for (&(kind, address), &roles) in &new {
+            if self.known.get(&(kind, address)) != Some(&roles) {
                 self.endpoints.insert(Endpoint { kind, address }, roles, 0).map_err(error)?;
+                self.known.insert((kind, address), roles);
             }
         }
-        for &(kind, address) in self.known.keys().filter(|key| !new.contains_key(key)) {
+        let old: Vec<_> = self.known.keys().filter(|key| !new.contains_key(key)).copied().collect();
+        for key @ (kind, address) in old {
             self.endpoints.remove(&Endpoint { kind, address }).map_err(error)?;
+            self.known.remove(&key);
         }
-        self.known = new;
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use aya::programs::{
-    XdpMode,
+    ProgramError, XdpMode,
     links::{FdLink, LinkType, PinnedLink},
     xdp::XdpLink,
 };
@@ -62,14 +62,22 @@ impl Datapath {
             Mode::Generic => XdpMode::Skb,
         };
         let path = pins.link(ifindex);
-        let id = match PinnedLink::from_pin(&path) {
+        let left = match PinnedLink::from_pin(&path) {
             Ok(pinned) => {
-                let link = FdLink::from(pinned);
-                let link = XdpLink::try_from(link).map_err(link_error)?;
-                program.attach_to_link(link).map_err(error)?
+                let link = XdpLink::try_from(FdLink::from(pinned)).map_err(link_error)?;
+                match program.attach_to_link(link) {
+                    // The link's device is gone, and another has its index.
+                    Err(ProgramError::SyscallError(refusal))
+                        if refusal.io_error.raw_os_error() == Some(libc::ENOLINK) =>
+                    {
+                        None
+                    }
+                    other => Some(other),
+                }
             }
-            Err(_) => program.attach_to_if_index(ifindex, flags).map_err(error)?,
+            Err(_) => None,
         };
+        let id = left.unwrap_or_else(|| program.attach_to_if_index(ifindex, flags)).map_err(error)?;
         let link = program.take_link(id).map_err(error)?;
         // aya falls back to an attachment over netlink, which is no link and cannot be pinned.
         let link =
@@ -88,11 +96,12 @@ impl Datapath {
         self.attached.retain(|attached| attached.ifindex != ifindex);
     }
 
-    /// Pins maps, programs and links, in place of an earlier load's: they outlive this process.
+    /// Pins maps, programs and links, in place of an earlier load's: they outlive this process. Takes an earlier load's
+    /// programs off the devices that have none of this load's, and returns those.
     ///
     /// # Errors
     /// Where bpffs refuses.
-    pub fn pin(&mut self, pins: &Pins) -> Result<(), DatapathError> {
+    pub fn pin(&mut self, pins: &Pins) -> Result<Vec<u32>, DatapathError> {
         pins.prepare()?;
         for (name, map) in self.ebpf.maps() {
             pins.replace(&pins.map(name), |path| map.pin(path))?;
@@ -106,7 +115,10 @@ impl Datapath {
                 drop(FdLink::from(pinned));
             }
         }
-        Ok(())
+        let attached = |ifindex: &u32| self.attached.iter().any(|attached| attached.ifindex == *ifindex);
+        let others: Vec<_> = pins.devices()?.into_iter().filter(|ifindex| !attached(ifindex)).collect();
+        others.iter().try_for_each(|ifindex| pins.forget(*ifindex))?;
+        Ok(others)
     }
 }
 

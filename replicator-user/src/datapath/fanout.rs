@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{DevMap, Map, MapData, MapError},
+    maps::{DevMap, Map, MapData, MapError, xdp::XdpMapError},
     programs::ProgramFd,
 };
 
@@ -69,6 +69,18 @@ impl FanOuts {
         Ok(range.start)
     }
 
+    /// A device that was gone is back under its number. The kernel emptied its entries when it went
+    /// (`dev_map_notification` in kernel/bpf/devmap.c): the maps with it are made again.
+    pub(super) fn refill(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        for (group, Group { first, .. }) in &self.groups {
+            let on_it = |&(device, _): &(u32, u32)| device == ifindex;
+            if group.local == Some(ifindex) || group.devices.iter().any(on_it) {
+                self.make(*first, group)?;
+            }
+        }
+        Ok(())
+    }
+
     /// A table less uses the group. Its maps stay for the next one.
     pub(super) fn release(&mut self, group: &FanOutGroup) {
         if let Some(group) = self.groups.get_mut(group) {
@@ -86,7 +98,7 @@ impl FanOuts {
         });
     }
 
-    fn make(&mut self, first: u32, group: &FanOutGroup) -> Result<(), DatapathError> {
+    fn make(&self, first: u32, group: &FanOutGroup) -> Result<(), DatapathError> {
         let wanted: Vec<_> = (first..).zip(group.maps()).filter(|(_, copies)| !copies.is_empty()).collect();
         for batch in wanted.chunks(BATCH) {
             let maps = batch.iter().map(|(_, copies)| self.fan_out(copies)).collect::<Result<Vec<_>, _>>()?;
@@ -106,8 +118,12 @@ impl FanOuts {
         let mut map = DevMap::try_from(Map::DevMap(data)).map_err(map_error)?;
         let devices = copies.iter().flat_map(|&(ifindex, copies)| (0..copies).map(move |_| ifindex));
         for (index, ifindex) in (0..).zip(devices) {
-            map.set(index, ifindex, Some(&self.rewrite), 0)
-                .map_err(|error| DatapathError::FanOut(io::Error::other(error)))?;
+            match map.set(index, ifindex, Some(&self.rewrite), 0) {
+                // The device is gone. Its copies find no entry and are counted as never run; see `refill`.
+                Err(XdpMapError::MapError(MapError::SyscallError(error)))
+                    if error.io_error.raw_os_error() == Some(libc::EINVAL) => {}
+                other => other.map_err(|error| DatapathError::FanOut(io::Error::other(error)))?,
+            }
         }
         Ok(fd)
     }

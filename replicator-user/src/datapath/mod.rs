@@ -187,7 +187,7 @@ impl Datapath {
     /// # Errors
     /// Where the kernel refuses one of them.
     pub fn load(object: &[u8], options: &LoadOptions) -> Result<Self, DatapathError> {
-        let log_level = if options.trace_drops { aya_log_level::DEBUG } else { aya_log_level::OFF };
+        let log_level = if options.trace_drops { aya_log_level::INFO } else { aya_log_level::OFF };
         let cookie = cookie().map_err(|source| DatapathError::Pin { path: "/dev/urandom".into(), source })?;
         let mut ebpf = EbpfLoader::new()
             .override_global("COOKIE", &cookie, true)
@@ -274,12 +274,20 @@ impl Datapath {
         places: &[MemberPlace],
         local: Option<u32>,
     ) -> Result<(), DatapathError> {
-        self.tables.install(&mut self.fan_outs, ids, bift, places, local, self.started.elapsed())
+        self.tables.install(&mut self.fan_outs, ids, bift, places, local, self.started)
     }
 
     /// Takes the table of a BIFT-id out of force.
     pub fn remove(&mut self, id: BiftId) {
-        self.tables.remove(&mut self.fan_outs, id, self.started.elapsed());
+        self.tables.remove(&mut self.fan_outs, id, self.started);
+    }
+
+    /// A device that was gone is back under its number: copies leave on it again.
+    ///
+    /// # Errors
+    /// Where the kernel refuses the fan-out maps.
+    pub fn refill(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        self.fan_outs.refill(ifindex)
     }
 
     /// The BIFT-ids in force, ascending.
@@ -304,7 +312,7 @@ impl Datapath {
 /// Levels of aya-log, as the programs' global has them.
 mod aya_log_level {
     pub(super) const OFF: u8 = 0;
-    pub(super) const DEBUG: u8 = 4;
+    pub(super) const INFO: u8 = 3;
 }
 
 /// Runs `load` while signals wait: the verifier gives up with EAGAIN when one arrives (`signal_pending` in `do_check`,

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     ops::Range,
-    time::Duration,
+    time::Instant,
 };
 
 use aya::Ebpf;
@@ -38,10 +38,10 @@ impl<T: aya::Pod> Store<T> {
         Ok(Self { what, array, pool })
     }
 
-    fn put(&mut self, entries: &[T], now: Duration) -> Result<Range<u32>, DatapathError> {
+    fn put(&mut self, entries: &[T], clock: Instant) -> Result<Range<u32>, DatapathError> {
         let range = self
             .pool
-            .take(entries.len(), now)
+            .take(entries.len(), clock.elapsed())
             .ok_or(DatapathError::Full { what: self.what, need: entries.len() })?;
         for (index, entry) in range.clone().zip(entries) {
             self.array.write(index, *entry);
@@ -61,7 +61,8 @@ struct Parts {
     group: Option<FanOutGroup>,
 }
 
-/// The tables in force.
+/// The tables in force. Everything takes a clock instead of a time: an installation may take seconds, and what it frees
+/// rests from then on.
 pub(super) struct Tables {
     bifts: MappedArray<Live>,
     tables: Store<Table>,
@@ -94,13 +95,13 @@ impl Tables {
         bift: &Bift,
         places: &[MemberPlace],
         local: Option<u32>,
-        now: Duration,
+        clock: Instant,
     ) -> Result<(), DatapathError> {
         let mut parts = Parts { ids: ids.len(), ..Parts::default() };
-        let place = match self.write(fan_outs, bift, places, local, now, &mut parts) {
+        let place = match self.write(fan_outs, bift, places, local, clock, &mut parts) {
             Ok(place) => place,
             Err(error) => {
-                self.give(fan_outs, parts, now);
+                self.give(fan_outs, parts, clock);
                 return Err(error);
             }
         };
@@ -108,7 +109,7 @@ impl Tables {
         for &id in ids {
             self.bifts.publish(id.get(), Live::at(place));
             if let Some(old) = self.ids.insert(id, place) {
-                self.release(fan_outs, old, now);
+                self.release(fan_outs, old, clock);
             }
         }
         Ok(())
@@ -121,20 +122,20 @@ impl Tables {
         bift: &Bift,
         places: &[MemberPlace],
         local: Option<u32>,
-        now: Duration,
+        clock: Instant,
         parts: &mut Parts,
     ) -> Result<u32, DatapathError> {
         let devices: Vec<_> = places.iter().map(|place| place.ifindex).collect();
         let layout = layout(&devices, local)?;
-        let fanout = fan_outs.acquire(&layout.group, now)?;
+        let fanout = fan_outs.acquire(&layout.group, clock.elapsed())?;
         parts.group = Some(layout.group.clone());
-        parts.rows = self.rows.put(&bift.row_chunks(), now)?;
-        parts.fbms = self.fbms.put(&bift.fbm_chunks(), now)?;
+        parts.rows = self.rows.put(&bift.row_chunks(), clock)?;
+        parts.fbms = self.fbms.put(&bift.fbm_chunks(), clock)?;
         let members: Vec<_> = std::iter::once(Member::default())
             .chain(places.iter().map(|place| Member { neighbor: place.neighbor, zero: 0 }))
             .collect();
-        parts.members = self.members.put(&members, now)?;
-        parts.shares = self.shares.put(&layout.shares, now)?;
+        parts.members = self.members.put(&members, clock)?;
+        parts.shares = self.shares.put(&layout.shares, clock)?;
         let places = Places {
             rows: parts.rows.start,
             fbms: parts.fbms.start,
@@ -142,13 +143,13 @@ impl Tables {
             shares: parts.shares.start,
             fanout,
         };
-        Ok(self.tables.put(&[bift.table(&layout, &places)], now)?.start)
+        Ok(self.tables.put(&[bift.table(&layout, &places)], clock)?.start)
     }
 
-    pub(super) fn remove(&mut self, fan_outs: &mut FanOuts, id: BiftId, now: Duration) {
+    pub(super) fn remove(&mut self, fan_outs: &mut FanOuts, id: BiftId, clock: Instant) {
         if let Some(place) = self.ids.remove(&id) {
             self.bifts.publish(id.get(), Live::NONE);
-            self.release(fan_outs, place, now);
+            self.release(fan_outs, place, clock);
         }
     }
 
@@ -157,22 +158,22 @@ impl Tables {
     }
 
     /// One BIFT-id less names the table at `place`.
-    fn release(&mut self, fan_outs: &mut FanOuts, place: u32, now: Duration) {
+    fn release(&mut self, fan_outs: &mut FanOuts, place: u32, clock: Instant) {
         let Some(parts) = self.parts.get_mut(&place) else { return };
         parts.ids -= 1;
         if parts.ids == 0
             && let Some(parts) = self.parts.remove(&place)
         {
-            self.tables.pool.give(place..place + 1, now);
-            self.give(fan_outs, parts, now);
+            self.tables.pool.give(place..place + 1, clock.elapsed());
+            self.give(fan_outs, parts, clock);
         }
     }
 
-    fn give(&mut self, fan_outs: &mut FanOuts, parts: Parts, now: Duration) {
-        self.rows.pool.give(parts.rows, now);
-        self.fbms.pool.give(parts.fbms, now);
-        self.members.pool.give(parts.members, now);
-        self.shares.pool.give(parts.shares, now);
+    fn give(&mut self, fan_outs: &mut FanOuts, parts: Parts, clock: Instant) {
+        self.rows.pool.give(parts.rows, clock.elapsed());
+        self.fbms.pool.give(parts.fbms, clock.elapsed());
+        self.members.pool.give(parts.members, clock.elapsed());
+        self.shares.pool.give(parts.shares, clock.elapsed());
         if let Some(group) = parts.group {
             fan_outs.release(&group);
         }

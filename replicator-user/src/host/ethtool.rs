@@ -11,6 +11,7 @@ use super::Error;
 
 const ETHTOOL_GDRVINFO: u32 = 0x03;
 const ETHTOOL_GFLAGS: u32 = 0x25;
+const ETHTOOL_STXCSUM: u32 = 0x17;
 const ETHTOOL_GGRO: u32 = 0x2b;
 const ETHTOOL_SGRO: u32 = 0x2c;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
@@ -93,6 +94,12 @@ impl Ethtool {
     pub(super) fn set_gro(&self, name: &str, on: bool) -> Result<(), Error> {
         let mut value: [u32; VALUE_WORDS] = [ETHTOOL_SGRO, on.into()];
         self.command(name, &mut value).map_err(|cause| Error::refused(format!("set GRO on {name}"), cause))
+    }
+
+    /// Switches checksums of sent frames over to the device or back.
+    pub(super) fn set_tx_checksum(&self, name: &str, on: bool) -> Result<(), Error> {
+        self.command(name, &mut [ETHTOOL_STXCSUM, on.into()])
+            .map_err(|cause| Error::refused(format!("set the checksum offload of {name}"), cause))
     }
 
     /// Whether the device takes VLAN tags out of received frames.

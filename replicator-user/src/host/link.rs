@@ -82,6 +82,25 @@ pub struct Attached {
     pub program_id: u32,
 }
 
+#[cfg(test)]
+impl Link {
+    /// An interface that is up and of which little is known.
+    pub(crate) fn example(name: &str, ifindex: u32) -> Self {
+        Self {
+            name: name.to_owned(),
+            ifindex,
+            mac: None,
+            mtu: 1500,
+            up: true,
+            carrier: true,
+            kind: None,
+            peer: None,
+            xdp: None,
+            features: None,
+        }
+    }
+}
+
 impl Link {
     /// Whether frames can pass: up, and with a carrier.
     pub const fn is_running(&self) -> bool {

@@ -11,6 +11,7 @@ mod ethtool;
 mod freshness;
 pub mod kernel;
 pub mod link;
+pub mod needs;
 mod netdev;
 mod netlink;
 pub mod origin;

@@ -7,11 +7,12 @@ use std::{collections::HashMap, io, net::IpAddr, path::Path};
 use ipnet::IpNet;
 use replicator_common::limits::{MAX_FRAME_BYTES, MAX_VLAN_TAGS};
 use rtnetlink::{
-    LinkMessageBuilder, LinkUnspec, LinkVeth,
+    LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
         address::{AddressAttribute, AddressFlags, AddressMessage},
         link::{InfoData, InfoVeth, LinkAttribute, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+        route::{RouteAddress, RouteAttribute, RouteMetric, RouteScope},
     },
 };
 
@@ -40,6 +41,9 @@ pub struct OriginConfig {
     /// Receive and transmit queues of each end; the kernel allows as many as there are possible CPUs, more
     /// are cut to that.
     pub queues: u32,
+    /// Whether checksums are computed before frames enter the pair. Generic XDP keeps the mark of an unfinished one on a
+    /// frame, and the NIC would then write over the one that the programs computed; segmentation needs the offload.
+    pub finish_checksums: bool,
     /// Subnets that the host's programs send into.
     pub subnets: Vec<OriginSubnet>,
 }
@@ -166,7 +170,7 @@ pub async fn ensure(netlink: &Netlink, config: &OriginConfig) -> Result<Origin, 
 }
 
 async fn configure(netlink: &Netlink, config: &OriginConfig) -> Result<Origin, Error> {
-    let OriginConfig { name, queues, subnets } = config;
+    let OriginConfig { name, queues, finish_checksums, subnets } = config;
     let links = link::all(netlink).await?;
     let Some(Pair { stack, mac, peer, peer_mac }) = owned(&links, name)? else {
         return Err(Error::Unfit(format!(
@@ -180,6 +184,7 @@ async fn configure(netlink: &Netlink, config: &OriginConfig) -> Result<Origin, E
     if ethtool.gro(name) != Some(true) {
         ethtool.set_gro(name, true)?;
     }
+    ethtool.set_tx_checksum(name, !finish_checksums)?;
     set_ipv6(name, true, subnets.iter().any(|subnet| subnet.peer.is_ipv6()))?;
     // Nobody is addressed here, and neighbor discovery on this end would only be noise for the other.
     set_ipv6(&peer.name, false, false)?;
@@ -198,6 +203,7 @@ async fn configure(netlink: &Netlink, config: &OriginConfig) -> Result<Origin, E
     // kernel holds senders back (veth since Linux 6.16); `mq` has one for each of several transmit queues.
     netlink.set_qdisc(stack.ifindex, if queues > 1 { "mq" } else { "pfifo" }).await?;
     set_addresses(netlink, stack, subnets).await?;
+    set_routes(netlink, stack, subnets).await?;
     set_neighbors(netlink, stack, subnets, peer_mac).await?;
     Ok(Origin {
         name: stack.name.clone(),
@@ -302,9 +308,31 @@ async fn set_addresses(netlink: &Netlink, stack: &Link, subnets: &[OriginSubnet]
     Ok(())
 }
 
-/// Nobody else can have an address on this pair, so it is ready at once.
+/// Nobody else can have an address on this pair, so it is ready at once; the route comes from [`set_routes`].
 fn no_duplicate_detection(message: &mut AddressMessage) {
-    message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+    message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute));
+}
+
+/// Routes into the subnets, by which packets of this host leave with the largest hop limit. Forwarded ones have a smaller
+/// one, and so the programs tell them apart.
+async fn set_routes(netlink: &Netlink, stack: &Link, subnets: &[OriginSubnet]) -> Result<(), Error> {
+    for OriginSubnet { stack: subnet, .. } in subnets {
+        let net = subnet.trunc();
+        let mut route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(net.addr(), net.prefix_len())
+            .map_err(|error| Error::Unfit(format!("origin subnet {net}: {error}")))?
+            .output_interface(stack.ifindex)
+            .scope(RouteScope::Link)
+            .build();
+        route.attributes.push(RouteAttribute::PrefSource(match subnet.addr() {
+            IpAddr::V4(address) => RouteAddress::Inet(address),
+            IpAddr::V6(address) => RouteAddress::Inet6(address),
+        }));
+        route.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Hoplimit(u8::MAX.into())]));
+        let request = netlink.handle().route().add(route).replace();
+        done(format!("route {net} into {}", stack.name), request.execute()).await?;
+    }
+    Ok(())
 }
 
 /// Permanent entries for the other end's addresses: nobody answers for them there.
@@ -344,6 +372,7 @@ mod tests {
     fn config(name: &str, stack: &str, peer: &str) -> OriginConfig {
         OriginConfig {
             name: name.to_owned(),
+            finish_checksums: false,
             queues: 1,
             subnets: vec![OriginSubnet { stack: stack.parse().unwrap(), peer: peer.parse().unwrap() }],
         }

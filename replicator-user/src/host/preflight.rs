@@ -421,16 +421,9 @@ mod tests {
     fn nic() -> Facts {
         Facts {
             link: Link {
-                name: "eth0".to_owned(),
-                ifindex: 2,
                 mac: Some(MacAddr::new([2, 0, 0, 0, 0, 1]).unwrap()),
-                mtu: 1500,
-                up: true,
-                carrier: true,
-                kind: None,
-                peer: None,
-                xdp: None,
                 features: Some(FULL),
+                ..Link::example("eth0", 2)
             },
             driver: Some("mlx5_core".to_owned()),
             channels: None,

@@ -246,18 +246,7 @@ mod tests {
     }
 
     fn link(ifindex: u32, name: &str) -> Link {
-        Link {
-            name: name.to_owned(),
-            ifindex,
-            mac: Some(mac(OWN)),
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            kind: None,
-            peer: None,
-            xdp: None,
-            features: None,
-        }
+        Link { mac: Some(mac(OWN)), ..Link::example(name, ifindex) }
     }
 
     /// eth0 with 10.0.0.1/24 and fe80::1, eth1 with 10.1.0.1/24. 10.0.0.2 is on eth0; 10.9.0.9 behind
@@ -271,6 +260,7 @@ mod tests {
         let to = |address, ifindex| Destination { address: ip(address), ifindex };
         View {
             links: [(2, link(2, "eth0")), (3, link(3, "eth1"))].into(),
+            removed: [].into(),
             addresses: [
                 ((2, ip("10.0.0.1")), Address { prefix: 24 }),
                 ((2, ip("fe80::1")), Address { prefix: 64 }),

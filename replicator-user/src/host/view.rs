@@ -1,7 +1,7 @@
 //! What is known of the host: a copy of the kernel's tables, kept right by its notifications.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
 
@@ -22,6 +22,8 @@ use super::{
 pub struct View {
     /// Interfaces by ifindex.
     pub links: BTreeMap<u32, Link>,
+    /// Interfaces that went away, whatever has their ifindex now; for whoever looks to clear.
+    pub removed: BTreeSet<u32>,
     /// Addresses of interfaces that are ready for use.
     pub addresses: BTreeMap<(u32, IpAddr), Address>,
     /// Neighbor table.
@@ -128,6 +130,7 @@ impl View {
             RouteNetlinkMessage::DelLink(message) => {
                 let Some(Link { ifindex, .. }) = Link::from_message(message) else { return NOTHING };
                 self.links.remove(&ifindex);
+                self.removed.insert(ifindex);
                 self.addresses.retain(|(on, _), _| *on != ifindex);
                 self.neighbors.retain(|(on, _), _| *on != ifindex);
                 HOST
@@ -328,7 +331,7 @@ mod tests {
         assert_eq!((view.links.len(), view.addresses.len(), view.neighbors.len()), (1, 1, 1));
         let touched = view.apply(&RouteNetlinkMessage::DelLink(link(3, "eth0")));
         assert_eq!(touched, Touched { host: true, neighbors: false, routes: true });
-        assert_eq!(view, View::default());
+        assert_eq!(view, View { removed: [3].into(), ..View::default() });
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What the daemon must know of the host beside its neighbors: links that come, go and change, and own
 //! addresses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rtnetlink::MulticastGroup;
 use tokio::sync::mpsc;
@@ -69,7 +69,9 @@ async fn run(mut tracker: Tracker, events: mpsc::UnboundedSender<HostEvent>) {
             continue;
         }
         let after = (tracker.view.links.clone(), OwnAddresses::of(&tracker.view));
-        let mut news = link_events(&before.0, &after.0);
+        // Another device with the index and the name of one that went away looks as if nothing had happened.
+        let removed = std::mem::take(&mut tracker.view.removed);
+        let mut news = link_events(&before.0, &after.0, &removed);
         if before.1 != after.1 {
             news.push(HostEvent::OwnAddresses(after.1.clone()));
         }
@@ -80,19 +82,24 @@ async fn run(mut tracker: Tracker, events: mpsc::UnboundedSender<HostEvent>) {
     }
 }
 
-/// What happened to the interfaces between two states.
-fn link_events(before: &BTreeMap<u32, Link>, after: &BTreeMap<u32, Link>) -> Vec<HostEvent> {
+/// What happened to the interfaces between two states; those that had these numbers were removed in between.
+fn link_events(
+    before: &BTreeMap<u32, Link>,
+    after: &BTreeMap<u32, Link>,
+    removed: &BTreeSet<u32>,
+) -> Vec<HostEvent> {
+    let same = |old: &Link, new: &Link| old.name == new.name && !removed.contains(&new.ifindex);
     let mut events = Vec::new();
     let mut tell = |link: &Link, change| {
         events.push(HostEvent::Link { ifindex: link.ifindex, name: link.name.clone(), change });
     };
     for (ifindex, old) in before {
-        if after.get(ifindex).is_none_or(|new| new.name != old.name) {
+        if after.get(ifindex).is_none_or(|new| !same(old, new)) {
             tell(old, LinkChange::Removed);
         }
     }
     for (ifindex, new) in after {
-        match before.get(ifindex).filter(|old| old.name == new.name) {
+        match before.get(ifindex).filter(|old| same(old, new)) {
             None => tell(new, LinkChange::Added { running: new.is_running(), mtu: new.mtu }),
             Some(old) => {
                 if old.mtu != new.mtu {
@@ -112,23 +119,20 @@ mod tests {
     use super::*;
 
     fn link(ifindex: u32, name: &str) -> Link {
-        Link {
-            name: name.to_owned(),
-            ifindex,
-            mac: None,
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            kind: None,
-            peer: None,
-            xdp: None,
-            features: None,
-        }
+        Link::example(name, ifindex)
     }
 
     fn events<const N: usize>(before: [Link; N], after: [Link; N]) -> Vec<(u32, String, LinkChange)> {
+        events_with(before, after, &[])
+    }
+
+    fn events_with<const N: usize>(
+        before: [Link; N],
+        after: [Link; N],
+        removed: &[u32],
+    ) -> Vec<(u32, String, LinkChange)> {
         let state = |links: [Link; N]| links.into_iter().map(|link| (link.ifindex, link)).collect();
-        link_events(&state(before), &state(after))
+        link_events(&state(before), &state(after), &removed.iter().copied().collect())
             .into_iter()
             .map(|event| match event {
                 HostEvent::Link { ifindex, name, change } => (ifindex, name, change),
@@ -148,6 +152,19 @@ mod tests {
             ]
         );
         assert_eq!(events([a.clone()], [a]), []);
+    }
+
+    #[test]
+    fn a_device_that_takes_the_place_of_another_is_told() {
+        let eth0 = || [link(2, "eth0")];
+        assert_eq!(
+            events_with(eth0(), eth0(), &[2]),
+            [
+                (2, "eth0".to_owned(), LinkChange::Removed),
+                (2, "eth0".to_owned(), LinkChange::Added { running: true, mtu: 1500 })
+            ]
+        );
+        assert_eq!(events_with(eth0(), eth0(), &[3]), []);
     }
 
     #[test]

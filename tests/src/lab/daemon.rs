@@ -54,6 +54,19 @@ impl Daemon {
     /// # Errors
     /// Where it ends before or does not say so within 30 seconds; with what it printed.
     pub fn start(host: &Host, binary: &Path, config: &str) -> Result<Self> {
+        Self::start_with(host, binary, config, [""; 0])
+    }
+
+    /// The same with more arguments.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with<S: AsRef<OsStr>>(
+        host: &Host,
+        binary: &Path,
+        config: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<Self> {
         let binary = fs::canonicalize(binary).with_context(|| format!("no command {}", binary.display()))?;
         let notify = host.run(|| {
             fs::write(CONFIG, config).with_context(|| format!("cannot write {CONFIG}"))?;
@@ -63,7 +76,7 @@ impl Daemon {
         })?;
         notify.set_read_timeout(Some(POLL))?;
         let mut command = Command::new(&binary);
-        command.args(["run", "--config", CONFIG]).env("NOTIFY_SOCKET", NOTIFY);
+        command.args(["run", "--config", CONFIG]).args(arguments).env("NOTIFY_SOCKET", NOTIFY);
         let mut process = host.spawn(command)?;
 
         let deadline = Instant::now() + READY_TIMEOUT;

@@ -20,7 +20,7 @@ use anyhow::{Context, Result, bail};
 use rustix::{
     io::Errno,
     mount::{MountFlags, MountPropagationFlags, mount, mount_change},
-    process::{Signal, chdir, getpid, getppid, set_parent_process_death_signal},
+    process::{Signal, chdir, chroot, fchdir, getpid, getppid, set_parent_process_death_signal},
     thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe},
 };
 
@@ -45,6 +45,8 @@ struct Namespaces {
     name: String,
     network: OwnedFd,
     mounts: OwnedFd,
+    /// The root directory in `mounts`, which is not the mount namespace's own where this process is in a chroot.
+    root: OwnedFd,
 }
 
 impl Namespaces {
@@ -55,15 +57,17 @@ impl Namespaces {
         unsafe { unshare_unsafe(UnshareFlags::FS) }?;
         move_into_link_name_space(self.mounts.as_fd(), Some(LinkNameSpaceType::Mount))?;
         move_into_link_name_space(self.network.as_fd(), Some(LinkNameSpaceType::Network))?;
-        // The new root is also the working directory: go back to where the thread was.
+        // Entering a mount namespace leads to its own root: go back to where the thread was.
+        fchdir(&self.root)?;
+        chroot(c".")?;
         chdir(directory.as_c_str())
     }
 }
 
 impl Host {
     pub(super) fn new(name: &str) -> Result<Self> {
-        let (network, mounts) = in_thread(name, new_namespaces)?;
-        let host = Self(Arc::new(Namespaces { name: name.to_owned(), network, mounts }));
+        let [network, mounts, root] = in_thread(name, new_namespaces)?;
+        let host = Self(Arc::new(Namespaces { name: name.to_owned(), network, mounts, root }));
         for (key, value) in SYSCTLS {
             host.sysctl(key, value)?;
         }
@@ -191,8 +195,8 @@ pub fn tool(name: &str) -> Command {
     command
 }
 
-/// Leaves the namespaces of the calling thread for new ones.
-fn new_namespaces() -> Result<(OwnedFd, OwnedFd)> {
+/// Leaves the namespaces of the calling thread for new ones: network, mounts, and the root directory in them.
+fn new_namespaces() -> Result<[OwnedFd; 3]> {
     // SAFETY: network and mount namespace and the working directory are unshared, neither memory nor file descriptors.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS) }
         .context("cannot make a network and a mount namespace: is this root?")?;
@@ -204,11 +208,8 @@ fn new_namespaces() -> Result<(OwnedFd, OwnedFd)> {
         mount(kind, target, kind, MountFlags::empty(), None)
             .with_context(|| format!("cannot mount a {kind} on {target}"))?;
     }
-    let open = |kind| {
-        let path = format!("/proc/thread-self/ns/{kind}");
-        File::open(&path).map(OwnedFd::from).with_context(|| format!("cannot open {path}"))
-    };
-    Ok((open("net")?, open("mnt")?))
+    let open = |path| File::open(path).map(OwnedFd::from).with_context(|| format!("cannot open {path}"));
+    Ok([open("/proc/thread-self/ns/net")?, open("/proc/thread-self/ns/mnt")?, open("/")?])
 }
 
 fn working_directory() -> Result<CString> {

@@ -13,6 +13,7 @@ pub struct End<'a> {
     host: &'a Host,
     device: &'a str,
     mac: Option<[u8; 6]>,
+    ifindex: Option<u32>,
     addresses: Vec<IpNet>,
     features: Vec<(&'a str, bool)>,
 }
@@ -20,13 +21,20 @@ pub struct End<'a> {
 impl<'a> End<'a> {
     /// A device of `host` to come.
     pub fn new(host: &'a Host, device: &'a str) -> Self {
-        Self { host, device, mac: None, addresses: Vec::new(), features: Vec::new() }
+        Self { host, device, mac: None, ifindex: None, addresses: Vec::new(), features: Vec::new() }
     }
 
     /// Gives it a MAC address; without, the kernel makes one up.
     #[must_use]
     pub fn mac(mut self, mac: [u8; 6]) -> Self {
         self.mac = Some(mac);
+        self
+    }
+
+    /// Gives it an index; without, the kernel gives it the next.
+    #[must_use]
+    pub fn ifindex(mut self, ifindex: u32) -> Self {
+        self.ifindex = Some(ifindex);
         self
     }
 
@@ -54,6 +62,9 @@ impl<'a> End<'a> {
     fn device_arguments(&self, script: &mut String, link: &Link) -> std::fmt::Result {
         if let Some(mac) = self.mac {
             write!(script, " address {}", colons(mac))?;
+        }
+        if let Some(ifindex) = self.ifindex {
+            write!(script, " index {ifindex}")?;
         }
         write!(script, " mtu {} numtxqueues {queues} numrxqueues {queues}", link.mtu, queues = link.queues)
     }

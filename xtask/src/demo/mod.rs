@@ -52,7 +52,10 @@ pub(crate) fn start(args: &Args, build: impl FnOnce() -> Result<PathBuf>) -> Res
     Err(error).context("cannot start sudo")
 }
 
-/// Runs the demo over every transport in both modes, and with every recording in the folder that REPLICATOR_TRACES names.
+/// Where recordings are looked for, seen from the checkout, unless REPLICATOR_TRACES names another folder.
+const RECORDINGS: &str = "../shared/data/traces";
+
+/// Runs the demo over every transport in both modes, and with every recording there is.
 ///
 /// # Errors
 /// The first run in which a copy was not right, or that could not be set up.
@@ -67,10 +70,16 @@ pub(crate) fn rehearse(replicator: &Path) -> Result<()> {
             run(&["--tokens", "5000", "--transport", transport.name(), "--mode", mode].map(OsStr::new))?;
         }
     }
-    if let Some(folder) = env::var_os("REPLICATOR_TRACES") {
-        for recording in trace::recordings(Path::new(&folder))? {
-            run(&[OsStr::new("--trace"), recording.as_os_str()])?;
-        }
+    let folder = match env::var_os("REPLICATOR_TRACES") {
+        Some(folder) => PathBuf::from(folder),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(RECORDINGS),
+    };
+    if !folder.is_dir() {
+        eprintln!("no recordings in {}: routing is generated alone", folder.display());
+        return Ok(());
+    }
+    for recording in trace::recordings(&folder)? {
+        run(&[OsStr::new("--trace"), recording.as_os_str()])?;
     }
     Ok(())
 }

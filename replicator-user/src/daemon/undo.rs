@@ -1,0 +1,50 @@
+//! What a start makes on the host, to be taken back where it does not come to its end.
+
+use std::{fs, io, path::PathBuf};
+
+use tracing::warn;
+
+use crate::{
+    config::Config,
+    host::{Error, Netlink, link, origin},
+};
+
+/// The things that were not there before.
+pub(super) struct Undo {
+    pin_path: Option<PathBuf>,
+    origin: Option<String>,
+}
+
+impl Undo {
+    /// Looks before anything is made.
+    ///
+    /// # Errors
+    /// Where the kernel does not tell.
+    pub(super) async fn note(netlink: &Netlink, config: &Config) -> Result<Self, Error> {
+        let origin = config.origin.as_ref().map(|origin| origin.interface.as_str());
+        let origin = match origin {
+            Some(name) if link::named(netlink, name).await?.is_none() => Some(name.to_owned()),
+            _ => None,
+        };
+        Ok(Self { pin_path: Some(config.pin_path.clone()).filter(|path| !path.exists()), origin })
+    }
+
+    /// Takes back what was made. Whoever asks has another error to tell: one in here is only logged.
+    pub(super) async fn take_back(self) {
+        if let Some(path) = self.pin_path
+            && let Err(error) = fs::remove_dir_all(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            warn!("cannot remove {}: {error}", path.display());
+        }
+        if let Some(name) = self.origin
+            && let Err(error) = remove_origin(&name).await
+        {
+            warn!("{error}");
+        }
+    }
+}
+
+async fn remove_origin(name: &str) -> Result<(), Error> {
+    origin::remove(&Netlink::open()?, name).await.map(drop)
+}

@@ -1,0 +1,12 @@
+//! The daemon and its commands on real links: what other hosts receive, and what is left behind.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by it, and its helpers are not seen as tests")]
+
+mod capabilities;
+mod delivery;
+mod follow;
+mod life;
+mod log;
+mod network;
+mod refusal;
+mod tree;
