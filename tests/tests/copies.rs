@@ -105,3 +105,25 @@ fn generic_ipv6() {
 fn generic_ethernet() {
     replicate(Mode::Generic, Encapsulation::Ethernet, &[], false);
 }
+
+/// A copy whose UDP checksum comes out as 0: that would mean "none", so it is written as ff ff.
+#[test]
+fn a_checksum_of_0_is_written_as_ones() {
+    let mut rig = Rig::new().unwrap();
+    let (uplink, port) = rig.wire.pair("uplink").unwrap();
+    rig.attach(&uplink, Mode::Native).unwrap();
+    for (encapsulation, at) in [(Encapsulation::Ipv4, 14 + 20 + 6), (Encapsulation::Ipv6, 14 + 40 + 6)] {
+        rig.neighbor(0, &uplink, encapsulation, &[]).unwrap();
+        rig.table(0x1234, BitStringLength::B64, vec![vec![to(0)]]).unwrap();
+        let mut frame = rig.frame(&uplink, encapsulation, 0x1234, BitStringLength::B64, &[1]);
+        frame.checksum = true;
+        frame.payload = vec![0, 0];
+        // What its sum lacks to all ones.
+        frame.payload = rig.copy(&frame, 0, vec![1]).to_bytes()[at..at + 2].to_vec();
+        port.send(&frame.to_bytes()).unwrap();
+        let copies = port.receive(1).unwrap();
+        assert_eq!(copies.len(), 1);
+        assert_eq!(copies[0][at..at + 2], [0xff, 0xff]);
+        assert_eq!(Frame::parse(&copies[0]).unwrap(), rig.copy(&frame, 0, vec![1]));
+    }
+}

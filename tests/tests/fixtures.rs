@@ -88,7 +88,7 @@ impl Fixture {
 fn every_fixture() {
     let mut rig = lab();
     let fixtures = fixtures();
-    assert!(fixtures.len() >= 26);
+    assert!(fixtures.len() >= 28);
     for fixture in fixtures {
         let frame = input(&fixture);
         let count = |rig: &Rig| rig.counts().get(fixture.outcome.as_str()).copied().unwrap_or(0);

@@ -136,7 +136,8 @@ impl Foreign {
             16 => self.ipv6(44, OWN_IPV6, &[&[17, 0, 0, 9, 0, 0, 0, 1], &bier[..]].concat()),
             // BIER, but to another MAC.
             17 => {
-                let mut frame = self.ours[2].clone();
+                let kind = self.random.below(3);
+                let mut frame = self.ours[kind].clone();
                 frame[self.random.below(6)] ^= 1 << self.random.below(8);
                 frame
             }

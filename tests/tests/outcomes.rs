@@ -218,6 +218,9 @@ mod cases {
             elsewhere(Carrier::Ipv4(SENDER_IPV4, SENDER_IPV4, 0, 64)),
             elsewhere(Carrier::Ipv6(SENDER_IPV6, SENDER_IPV6, 0, 64)),
             Frame { destination: SENDER_MAC, ..lab.ethernet(&[1]) }.to_bytes(),
+            // To us by IP address, but another's by MAC.
+            Frame { destination: SENDER_MAC, ..ours.clone() }.to_bytes(),
+            Frame { destination: [0xff; 6], ..lab.ipv6(&[1, 3]) }.to_bytes(),
             // To us by MAC does not make an IP packet ours, nor do the addresses of another family.
             elsewhere(Carrier::Ipv4([10, 0, 0, 253], [10, 0, 0, 2], 0, 64)),
             // Ends before its port, before its IP header does, and right behind the ethertype.
@@ -370,6 +373,7 @@ mod cases {
         ] {
             assert_eq!(lab.expect(&frame.to_bytes(), &[(SourceNotAllowed, 1)]), []);
         }
+        forwarded(lab);
         // A prefix lets in what it covers, for its own family.
         let prefix = replicator_common::neighbor::SourcePrefix {
             kind: (Encapsulation::Ipv4 as u32).to_be_bytes(),
@@ -389,6 +393,22 @@ mod cases {
         lab.rig.datapath.admission().set_prefixes(vec![]).unwrap();
         let frame = Frame { carrier: Carrier::Ipv4([10, 0, 0, 253], OWN_IPV4, 0, 64), ..lab.ipv4(&[1]) };
         lab.expect(&frame.to_bytes(), &[(SourceNotAllowed, 1)]);
+    }
+
+    /// What this host forwards into the origin veth has lost a hop: nobody else sends by way of it.
+    fn forwarded(lab: &mut Lab) {
+        lab.rig.datapath.set_origin(lab.uplink.ifindex);
+        for hop_limit in [0, 1, 64, 254] {
+            for frame in [
+                Frame { carrier: Carrier::Ipv4(OWN_IPV4, OWN_IPV4, 0, hop_limit), ..lab.ipv4(&[1]) },
+                Frame { carrier: Carrier::Ipv6(SENDER_IPV6, OWN_IPV6, 0, hop_limit), ..lab.ipv6(&[3]) },
+            ] {
+                assert_eq!(lab.expect(&frame.to_bytes(), &[(SourceNotAllowed, 1)]), []);
+            }
+        }
+        let frame = Frame { carrier: Carrier::Ipv4([127, 0, 0, 1], [1, 2, 3, 4], 0, 255), ..lab.ipv4(&[1]) };
+        lab.expect(&frame.to_bytes(), &[(Replicated, 1), (Planned, 1), (Sent, 1)]);
+        lab.rig.datapath.set_origin(0);
     }
 
     pub(super) fn frame_too_long(lab: &mut Lab) {
