@@ -56,7 +56,7 @@ fn three_capabilities_are_enough() {
         let mut daemon = start(sender, &[NET_ADMIN, PERFMON, BPF], &["run", "--config", CONFIG]);
         until("it is ready", || {
             assert!(daemon.poll().unwrap().is_none(), "{}", daemon.printed());
-            daemon.printed().contains("replicating: 2 tables, 4 of 4 neighbors resolved, 2 interfaces")
+            daemon.printed().contains("replicating: tables: 2, neighbors resolved: 4 of 4, interfaces: 2")
         });
         send(&mut dispatcher(sender, ORIGIN_V4, TABLE), number, &[1, 2]);
         for sink in &mut sinks {

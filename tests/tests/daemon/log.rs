@@ -33,7 +33,8 @@ fn a_log_for_machines_has_one_object_a_line() {
     daemon.process().signal(rustix::process::Signal::TERM).unwrap();
     assert!(daemon.process().wait(PATIENCE).unwrap().success());
     let printed = daemon.printed();
-    for message in ["neighbor node1 is resolved", "replicating: 2 tables, 2 of 2 neighbors resolved", "ended"]
+    for message in
+        ["neighbor node1 is resolved", "replicating: tables: 2, neighbors resolved: 2 of 2", "ended"]
     {
         assert!(logged(message, &printed), "{message:?} is not in\n{printed}");
     }
