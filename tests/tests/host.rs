@@ -543,6 +543,28 @@ fn an_origin_made_twice_is_the_same_and_removed_leaves_nothing() {
 }
 
 #[test]
+fn an_origin_marks_what_this_host_sends_and_finishes_checksums_where_it_must() {
+    in_namespace(async || {
+        let netlink = Netlink::open().unwrap();
+        let said = |program: &str, arguments: &[&str]| {
+            let output = Command::new(program).args(arguments).output().unwrap();
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        for finish_checksums in [true, false] {
+            let config = OriginConfig { finish_checksums, ..origin_config() };
+            origin::ensure(&netlink, &config).await.unwrap();
+            let features = said("ethtool", &["-k", "replicator0"]);
+            let offload = if finish_checksums { "off" } else { "on" };
+            assert!(features.contains(&format!("tx-checksumming: {offload}")), "{features}");
+        }
+        for destination in ["169.254.81.2", "fd00:8138::2"] {
+            let route = said("ip", &["route", "get", destination]);
+            assert!(route.contains("dev replicator0") && route.contains("hoplimit 255"), "{route}");
+        }
+    });
+}
+
+#[test]
 fn an_origin_takes_a_new_configuration() {
     in_namespace(async || {
         let netlink = Netlink::open().unwrap();
