@@ -328,14 +328,14 @@ impl Daemon {
             Resolution::Pending { .. } => Move::Stays(self.roster.place(index)),
         };
         self.homeless.remove(&index);
+        let mut left = None;
         match moved {
             Move::Stays(place) => self.datapath.set_neighbor(place.neighbor, entry.as_ref())?,
             Move::Moves { from, to } => {
                 self.datapath.set_neighbor(to.neighbor, entry.as_ref())?;
-                // Until no table names it, the old id leads nowhere rather than to where the neighbor was.
-                self.datapath.set_neighbor(from.neighbor, None)?;
                 self.leaving.insert(from.neighbor);
                 self.outdated.extend(self.tables_with(index));
+                left = Some(from.neighbor);
             }
             Move::NoRoom(place) => {
                 warn!("neighbor {} moved to another interface and has to wait for a free id", neighbor.name);
@@ -345,7 +345,13 @@ impl Daemon {
             }
         }
         self.resolutions[index] = resolution;
-        self.catch_up()
+        let result = self.catch_up();
+        // Make before break: tables take milliseconds. Where one could not be installed the old id leads nowhere from now
+        // on, rather than to where the neighbor was.
+        if let Some(id) = left {
+            self.datapath.set_neighbor(id, None)?;
+        }
+        result
     }
 
     /// The tables that have the neighbor as a member.

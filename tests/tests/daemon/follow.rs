@@ -169,11 +169,11 @@ fn copies_follow_a_route_to_another_interface_under_a_new_id() {
     }
 }
 
-/// While a route goes to and fro every frame is delivered once, but for what is on its way at that moment: within one
-/// poll of the origin veth.
+/// While a route goes to and fro every frame is delivered once, but for what is on its way at that very moment.
 #[test]
 fn no_frame_meets_half_a_move() {
-    const POLL_FRAMES: u64 = 64;
+    /// A move may meet a burst of the stream's, eight frames, in the microseconds of its poll: some do, few of them.
+    const MET: u64 = 2 * 8;
     const MOVES: u64 = 10;
     let uplinks = TwoUplinks::new();
     let (config, sink) = loopback_address(&uplinks);
@@ -202,7 +202,7 @@ fn no_frame_meets_half_a_move() {
         ["passed", "replicated", "planned", "sent", "unresolved"].map(&mut of);
     assert_eq!((replicated, planned, sent_copies), (sent, 2 * sent, 2 * sent - unresolved));
     assert_eq!((u64::from(lost[0]), lost[1]), (unresolved, 0));
-    assert!(unresolved <= POLL_FRAMES * MOVES, "{unresolved} of {sent} copies were lost");
+    assert!(unresolved <= MET, "{unresolved} of {sent} copies were lost");
     assert_eq!(outcomes, BTreeMap::new());
 }
 
