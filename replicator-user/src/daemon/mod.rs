@@ -346,9 +346,11 @@ impl Daemon {
         }
         self.resolutions[index] = resolution;
         let result = self.catch_up();
-        // Make before break: tables take milliseconds. Where one could not be installed the old id leads nowhere from now
-        // on, rather than to where the neighbor was.
-        if let Some(id) = left {
+        // Make before break: copies in flight still go by the old id, and no table names it. Where one could not be
+        // installed the old id leads nowhere from now on, rather than to where the neighbor was.
+        if let Some(id) = left
+            && !self.outdated.is_empty()
+        {
             self.datapath.set_neighbor(id, None)?;
         }
         result
