@@ -6,6 +6,7 @@ use tracing::warn;
 
 use crate::{
     config::Config,
+    datapath::Pins,
     host::{Error, Netlink, link, origin},
 };
 
@@ -31,11 +32,15 @@ impl Undo {
 
     /// Takes back what was made. Whoever asks has another error to tell: one in here is only logged.
     pub(super) async fn take_back(self) {
-        if let Some(path) = self.pin_path
-            && let Err(error) = fs::remove_dir_all(&path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            warn!("cannot remove {}: {error}", path.display());
+        if let Some(path) = self.pin_path {
+            // Programs first; it may not have come to any.
+            let _ = Pins::new(&path).remove_all();
+            match fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    warn!("cannot remove {}: {error}", path.display());
+                }
+                _ => {}
+            }
         }
         if let Some(name) = self.origin
             && let Err(error) = remove_origin(&name).await

@@ -2,7 +2,12 @@
 //! version is part of the path because the kernel does not compare a pinned map with what a program expects of it.
 
 use std::{
+    ffi::CString,
     fs, io,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -11,6 +16,7 @@ use aya::{
     pin::PinError,
     programs::links::{FdLink, PinnedLink},
 };
+use aya_obj::generated::bpf_cmd;
 use replicator_common::LAYOUT_VERSION;
 
 use super::{Counters, DatapathError};
@@ -105,12 +111,14 @@ impl Pins {
         self.devices().unwrap_or_default().into_iter().filter_map(program).collect()
     }
 
-    /// Removes the pin of the link on a device that is gone.
+    /// Takes the program off a device, or off what is left of one that is gone, and removes its pin.
     ///
     /// # Errors
     /// Where bpffs refuses.
     pub fn forget(&self, ifindex: u32) -> Result<(), DatapathError> {
-        self.remove(&self.link(ifindex))
+        let path = self.link(ifindex);
+        detach_link(&path);
+        self.remove(&path)
     }
 
     /// Counts since the load, read from the pinned maps: the daemon need not run.
@@ -134,7 +142,7 @@ impl Pins {
     pub fn remove_all(&self) -> Result<Vec<u32>, DatapathError> {
         let devices = self.devices()?;
         for ifindex in &devices {
-            self.remove(&self.link(*ifindex))?;
+            self.forget(*ifindex)?;
         }
         fs::remove_dir_all(&self.root)
             .map_err(|source| DatapathError::Pin { path: self.root.clone(), source })?;
@@ -149,4 +157,32 @@ impl Pins {
         }
         Ok(devices)
     }
+}
+
+/// Takes a link's program off now. A link without pins goes too, but when the kernel gets round to it (`bpf_free_inode`
+/// waits for RCU, `bpf_link_put` for a worker), and until then nobody else can have the hook.
+fn detach_link(path: &Path) {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return };
+    let mut get = [0_u64; 2];
+    get[0] = path.as_ptr() as u64;
+    // SAFETY: `union bpf_attr` for BPF_OBJ_GET begins with the path's address; the rest is 0. Both outlive the call.
+    let fd = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, get.as_ptr().cast(), size_of_val(&get)) };
+    let Ok(fd) = RawFd::try_from(fd) else { return };
+    if fd < 0 {
+        return;
+    }
+    // SAFETY: the kernel has just given it to us.
+    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+    let detach = link.as_raw_fd() as u32;
+    // SAFETY: `union bpf_attr` for BPF_LINK_DETACH is the link's descriptor, which is open. What fails goes with the pin.
+    unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, (&raw const detach).cast(), size_of_val(&detach)) };
+}
+
+/// bpf(2).
+///
+/// # Safety
+/// The attributes are as long as `size` says and as the command wants them.
+unsafe fn bpf(command: bpf_cmd, attributes: *const libc::c_void, size: usize) -> libc::c_long {
+    // SAFETY: the caller's.
+    unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size) }
 }
