@@ -85,7 +85,9 @@ impl<'a> End<'a> {
     fn set_up(&self) -> Result<()> {
         let mut script = String::new();
         for address in &self.addresses {
-            writeln!(script, "address add {address} dev {}", self.device)?;
+            // Switched off or not, duplicate address detection ends in a worker: until then nobody can bind the address.
+            let nodad = if address.addr().is_ipv6() { " nodad" } else { "" };
+            writeln!(script, "address add {address} dev {}{nodad}", self.device)?;
         }
         writeln!(script, "link set {} up", self.device)?;
         self.host.ip(&script)
