@@ -3,7 +3,7 @@
 //! A table lies in pools: its [`Table`] entry holds the base of its part of each pool. An update writes a new place and
 //! then swaps one word ([`Live`]), so no frame reads half a table.
 
-use crate::limits::{MAX_DEVICES, MAX_MEMBERS};
+use crate::limits::{MAX_COPIES, MAX_DEVICES, MAX_MEMBERS};
 
 /// A word that makes a place current: written by one aligned 64-bit store, read by one load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,6 +173,7 @@ const _: () = assert!(size_of::<RowChunk>() == 64);
 const _: () = assert!(size_of::<FbmChunk>() == 32);
 const _: () = assert!(size_of::<Member>() == 8);
 const _: () = assert!(size_of::<Share>() == 40);
+const _: () = assert!(LEVELS[LEVELS.len() - 1] as usize == MAX_COPIES && MAX_MEMBERS <= MAX_COPIES);
 const _: () = assert!(MAX_MEMBERS < MEMBER_WORDS * 64 && MAX_DEVICES <= u8::MAX as usize);
 
 #[cfg(feature = "user")]
