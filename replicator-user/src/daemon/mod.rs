@@ -1,6 +1,7 @@
 //! The daemon: what runs behind `replicator run`. It loads the datapath, keeps it in step with the host, and leaves it
 //! in place when it ends.
 
+pub mod control;
 mod entries;
 pub mod lock;
 mod roster;

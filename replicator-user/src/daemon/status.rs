@@ -31,7 +31,7 @@ pub struct Status {
 }
 
 /// `replicate` on an interface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,
@@ -53,7 +53,7 @@ pub struct NeighborStatus {
 }
 
 /// Whether copies can go to a neighbor.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case", tag = "state")]
 pub enum NeighborResolution {
     /// They go.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{Datapath, DatapathError, Pins, REPLICATE, xdp};
 
 /// How a program is attached. There is no falling back from one to the other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// In the driver, before the kernel makes a packet of a frame.

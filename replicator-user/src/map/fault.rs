@@ -6,7 +6,7 @@ use std::{cell::RefCell, fmt};
 const MAX_TOLD: usize = 50;
 
 /// One thing that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Fault {
     /// The keys and indices that lead to it, such as `layers.3.physical_to_logical_map[7]`; empty for the document as
     /// a whole.
