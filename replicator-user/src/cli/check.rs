@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     fmt,
     io::{self, Write},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -74,6 +74,11 @@ pub struct Report {
     mode: &'static str,
     udp_port: u16,
     pin_path: PathBuf,
+    api: ApiReport,
+    /// `None` where the environment tells.
+    state_path: Option<PathBuf>,
+    /// Seconds.
+    epoch_grace: u64,
     trace_drops: bool,
     /// Without the origin's.
     interfaces: Vec<String>,
@@ -85,6 +90,12 @@ pub struct Report {
     tables: Vec<TableReport>,
     usage: Usage,
     notes: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct ApiReport {
+    socket: PathBuf,
+    tcp: Option<SocketAddr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -142,7 +153,7 @@ struct DeviceReport {
 /// What this configuration would do, without asking the system.
 pub fn report(config: &Config) -> Report {
     let devices = Devices::new(config);
-    let ThisNode { ipv4, ipv6 } = config.this_node;
+    let ThisNode { name, ipv4, ipv6 } = &config.this_node;
     Report {
         mode: match config.mode {
             Mode::Native => "native",
@@ -162,10 +173,16 @@ pub fn report(config: &Config) -> Report {
             peer_addresses: [origin.ipv4.peer.to_string(), origin.ipv6.peer.to_string()],
             queues: origin.queues,
         }),
-        this_node: [ipv4.map(IpAddr::V4), ipv6.map(IpAddr::V6)]
-            .into_iter()
-            .flatten()
-            .map(|address| address.to_string())
+        api: ApiReport {
+            socket: config.api.socket.clone(),
+            tcp: config.api.tcp.as_ref().map(|tcp| tcp.listen),
+        },
+        state_path: config.state_path.clone(),
+        epoch_grace: config.epoch_grace.as_secs(),
+        this_node: name
+            .iter()
+            .cloned()
+            .chain([ipv4.map(IpAddr::V4), ipv6.map(IpAddr::V6)].iter().flatten().map(ToString::to_string))
             .collect(),
         sources: config.sources.iter().map(ToString::to_string).collect(),
         neighbors: config
@@ -350,6 +367,10 @@ impl fmt::Display for Report {
         });
         let peer = self.origin.as_ref().map(|origin| &origin.peer);
         let sources: String = self.sources.iter().map(|source| format!(", {source}")).collect();
+        let tcp = self.api.tcp.map(|listen| format!("https://{listen}"));
+        let api: Vec<_> = [self.api.socket.display().to_string()].into_iter().chain(tcp).collect();
+        let state =
+            self.state_path.as_ref().map_or("by environment".to_owned(), |path| path.display().to_string());
         columns(
             f,
             &[
@@ -357,6 +378,9 @@ impl fmt::Display for Report {
                 row(["mode", self.mode]),
                 row(["UDP port", &self.udp_port.to_string()]),
                 row(["pins under", &self.pin_path.display().to_string()]),
+                row(["API", &listed(&api)]),
+                row(["state", &state]),
+                row(["epoch grace", &format!("{} s", self.epoch_grace)]),
                 row(["trace drops", if self.trace_drops { "yes" } else { "no" }]),
                 row(["origin", &origin]),
                 row(["this node", &listed(&self.this_node)]),

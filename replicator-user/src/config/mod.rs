@@ -4,6 +4,7 @@
 //! each fault with file, line, column and the keys that lead to it.
 
 mod address;
+mod api;
 mod document;
 mod fault;
 mod reader;
@@ -19,6 +20,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -28,12 +30,13 @@ use replicator_common::{
 };
 
 pub use address::{AddressError, InterfaceName, Link, MacAddr, Source};
+pub use api::{Api, Tcp};
 pub(crate) use document::check_brackets;
 pub(crate) use fault::quoted;
 pub use fault::{ConfigError, Fault, Faults};
 pub(crate) use reader::nearest;
 pub use schema::KEYS;
-pub(crate) use schema::LOCAL;
+pub(crate) use schema::{LOCAL, is_node_name};
 pub use usage::Usage;
 pub(crate) use usage::{Devices, fanout_cost};
 
@@ -49,11 +52,18 @@ pub struct Config {
     pub mode: Mode,
     /// Where programs, maps and links are pinned: an absolute path without '.' in it.
     pub pin_path: PathBuf,
+    /// Where the control API listens.
+    pub api: Api,
+    /// Folder of the maps that came by the API, so that they outlive the daemon. Without it the service manager's
+    /// STATE_DIRECTORY, or else /var/lib/replicator.
+    pub state_path: Option<PathBuf>,
+    /// How long a table stays in force after a newer one took its place, at most an hour.
+    pub epoch_grace: Duration,
     /// Whether every dropped frame is logged.
     pub trace_drops: bool,
     /// The way into and out of this host's own stack, if there is one.
     pub origin: Option<Origin>,
-    /// What copies for this host's own bits are addressed to.
+    /// What this host is called, and what copies for its own bits are addressed to.
     pub this_node: ThisNode,
     /// Interfaces that `replicate` is attached to, besides the origin's.
     pub interfaces: Vec<InterfaceName>,
@@ -90,9 +100,11 @@ impl Origin {
     }
 }
 
-/// What copies for this host's own bits are addressed to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What this host is called, and what copies for its own bits are addressed to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ThisNode {
+    /// What expert maps call this host, besides `local`, so that one map does for all hosts.
+    pub name: Option<String>,
     /// Destination of local copies over IPv4.
     pub ipv4: Option<Ipv4Addr>,
     /// Destination of local copies over IPv6.

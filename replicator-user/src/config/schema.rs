@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
+    time::Duration,
 };
 
 use replicator_common::{
@@ -15,6 +16,7 @@ use replicator_common::{
 use super::{
     Config, InterfaceName, Link, MacAddr, Mode, Neighbor, NextHop, Origin, Source, ThisNode,
     address::unicast,
+    api::{self, absolute_path},
     document::Document,
     fault::{Faults, Sink},
     reader::Field,
@@ -25,8 +27,18 @@ use crate::bift::NeighborId;
 /// The name that stands for this host in tables.
 pub(crate) const LOCAL: &str = "local";
 
+/// What a node may be called.
+const NODE_NAME: &str = "1 to 63 of the characters a-z, A-Z, 0-9, `.`, `_` and `-`";
+
+/// Whether a node may be called so.
+pub(crate) fn is_node_name(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=63).contains(&text.len()) && text.bytes().all(plain)
+}
+
 const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/replicator";
 const DEFAULT_HOP_LIMIT: u8 = 64;
+const DEFAULT_EPOCH_GRACE: u64 = 10;
 const DEFAULT_ORIGIN: &str = "replicator0";
 
 /// What the other end of the origin's veth is called after the stack's.
@@ -35,6 +47,9 @@ const PEER_SUFFIX: &str = "p";
 /// As many queues as the CPUs of any host; more would only cost memory.
 const MAX_QUEUES: u64 = 1024;
 
+/// Longer than any sender keeps to an old epoch. Superseded tables take room as long.
+const MAX_EPOCH_GRACE: u64 = 3600;
+
 /// Interfaces to attach to. The kernel sets no limit; a host has no more.
 const MAX_INTERFACES: usize = 64;
 
@@ -42,6 +57,9 @@ const ROOT: &[&str] = &[
     "udp-port",
     "mode",
     "pin-path",
+    "api",
+    "state-path",
+    "epoch-grace",
     "trace-drops",
     "origin",
     "this-node",
@@ -52,13 +70,15 @@ const ROOT: &[&str] = &[
     "expert-tables",
 ];
 const ORIGIN: &[&str] = &["interface", "ipv4", "ipv6", "queues"];
-const THIS_NODE: &[&str] = &["ipv4", "ipv6"];
+const THIS_NODE: &[&str] = &["name", "ipv4", "ipv6"];
 const NEIGHBOR: &[&str] = &["address", "interface", "mac", "udp-port", "hop-limit", "vlans"];
 const VLAN: &[&str] = &["id", "protocol"];
 
 /// Every key: where it stands and what it is called.
 pub const KEYS: &[(&str, &[&str])] = &[
     ("", ROOT),
+    ("api", api::API),
+    ("api.tcp", api::TCP),
     ("origin", ORIGIN),
     ("this-node", THIS_NODE),
     ("neighbors.NAME", NEIGHBOR),
@@ -98,6 +118,14 @@ fn root(field: Field<'_>) -> Option<Config> {
         udp_port,
         mode,
         pin_path: pin_path.unwrap_or_else(|| DEFAULT_PIN_PATH.into()),
+        api: section.get("api").and_then(|field| api::read(&field)).unwrap_or_default(),
+        state_path: section
+            .get("state-path")
+            .and_then(|field| absolute_path(&field, "a folder's absolute path, such as /var/lib/replicator")),
+        epoch_grace: section
+            .get("epoch-grace")
+            .and_then(|field| field.integer(0..=MAX_EPOCH_GRACE, "a number of seconds, 0 to 3600"))
+            .map_or(Duration::from_secs(DEFAULT_EPOCH_GRACE), Duration::from_secs),
         trace_drops: section.get("trace-drops").and_then(|field| field.truth()).unwrap_or(false),
         this_node: section.get("this-node").and_then(this_node).unwrap_or_default(),
         sources: section.get("sources").map(|field| sources(&field)).unwrap_or_default(),
@@ -159,6 +187,10 @@ fn both_ends(name: &str) -> Option<(InterfaceName, InterfaceName)> {
 
 fn this_node(field: Field<'_>) -> Option<ThisNode> {
     let section = field.section(THIS_NODE)?;
+    let name = section.get("name").and_then(|field| {
+        let what = format!("a name as neighbors have, {NODE_NAME}, and not `{LOCAL}`");
+        field.parse(&what, |text| (text != LOCAL && is_node_name(text)).then(|| text.to_owned()))
+    });
     let ipv4 = section.get("ipv4").and_then(|field| {
         let what = "this host's own IPv4 address, such as 10.0.0.1";
         field.parse(what, |text| text.parse().ok().filter(|&v4| unicast(IpAddr::V4(v4))))
@@ -167,7 +199,7 @@ fn this_node(field: Field<'_>) -> Option<ThisNode> {
         let what = "this host's own IPv6 address, such as 2001:db8::1";
         field.parse(what, |text| text.parse().ok().filter(|&v6| unicast(IpAddr::V6(v6))))
     });
-    Some(ThisNode { ipv4, ipv6 })
+    Some(ThisNode { name, ipv4, ipv6 })
 }
 
 fn interfaces(field: &Field<'_>, origin: Option<&Origin>) -> Vec<InterfaceName> {
@@ -215,12 +247,11 @@ fn neighbors(field: &Field<'_>, config: &Config) -> Vec<Neighbor> {
     }
     let mut neighbors = Vec::with_capacity(entries.len());
     for (name, field) in entries {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if name == LOCAL || !(1..=63).contains(&name.len()) || !name.chars().all(plain) {
-            field.fault(format!(
-                "a neighbor's name is 1 to 63 of the characters a-z, A-Z, 0-9, `.`, `_` and `-`, and not `{LOCAL}`, \
-                 which is this host"
-            ));
+        if name == LOCAL || !is_node_name(name) {
+            field.fault(format!("a neighbor's name is {NODE_NAME}, and not `{LOCAL}`, which is this host"));
+        }
+        if config.this_node.name.as_deref() == Some(name) {
+            field.fault("is what `this-node.name` calls this host; give one of them another name");
         }
         let neighbor = |hop, tags| Neighbor { name: name.to_owned(), hop, tags };
         neighbors.push(match hop(&field, config) {

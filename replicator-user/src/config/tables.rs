@@ -220,7 +220,7 @@ impl<'c> Reader<'c> {
             ));
             return;
         }
-        let this_node = self.config.this_node;
+        let this_node = &self.config.this_node;
         let neighbors = birt.neighbors().iter().filter_map(|&id| self.config.neighbor(id));
         let used: HashSet<_> = neighbors.map(|neighbor| neighbor.encapsulation()).collect();
         let (ipv4, ipv6) = (this_node.ipv4.is_some(), this_node.ipv6.is_some());

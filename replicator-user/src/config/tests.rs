@@ -57,7 +57,12 @@ mode: generic
 pin-path: /sys/fs/bpf/other
 trace-drops: true
 origin: { interface: bier0, ipv4: 192.0.2.5/31, ipv6: "fd00::2/126", queues: 4 }
-this-node: { ipv4: 10.0.0.1, ipv6: "2001:db8::1" }
+api:
+  socket: /run/r/api.sock
+  tcp: { listen: "[2001:db8::1]:8139", certificate: /etc/r/tls.crt, key: /etc/r/tls.key, token-file: /etc/r/token }
+state-path: /srv/replicator
+epoch-grace: 3600
+this-node: { name: node7, ipv4: 10.0.0.1, ipv6: "2001:db8::1" }
 interfaces: [eth0, eth1]
 sources: [10.0.0.0/24, "2001:db8::/64", 02:00:00:00:00:01]
 neighbors:
@@ -86,6 +91,16 @@ expert-tables:
     assert_eq!(config.mode, Mode::Generic);
     assert_eq!(config.pin_path, PathBuf::from("/sys/fs/bpf/other"));
     assert!(config.trace_drops);
+    let tcp = Tcp {
+        listen: "[2001:db8::1]:8139".parse().unwrap(),
+        certificate: "/etc/r/tls.crt".into(),
+        key: "/etc/r/tls.key".into(),
+        token_file: "/etc/r/token".into(),
+    };
+    assert_eq!(config.api, Api { socket: "/run/r/api.sock".into(), tcp: Some(tcp) });
+    assert_eq!(config.state_path, Some("/srv/replicator".into()));
+    assert_eq!(config.epoch_grace, Duration::from_secs(3600));
+    assert_eq!(config.this_node.name.as_deref(), Some("node7"));
     let origin = config.origin.as_ref().unwrap();
     assert_eq!((origin.interface.as_str(), origin.peer.as_str(), origin.queues), ("bier0", "bier0p", 4));
     assert_eq!(
@@ -168,6 +183,8 @@ fn almost_nothing() {
     );
     assert_eq!((origin.ipv6.stack.to_string(), origin.queues), ("fd00:8138::1".into(), 1));
     assert_eq!(config.this_node, ThisNode::default());
+    assert_eq!(config.api, Api { socket: "/run/replicator/control.sock".into(), tcp: None });
+    assert_eq!((config.state_path, config.epoch_grace), (None, Duration::from_secs(10)));
     for text in ["", "# only a comment", "interfaces: []\n", "interfaces:\n", "mode: native"] {
         assert_eq!(
             faults(text).iter().map(|fault| fault.splitn(4, ':').nth(3).unwrap()).collect::<Vec<_>>(),
@@ -216,6 +233,55 @@ node-tables:
         "f:16:36: node-tables[1].bits.65: bits go from 1 to 64",
     ];
     assert_eq!(found, expected);
+}
+
+#[test]
+fn the_api_is_never_open_by_mistake() {
+    let why = "over TCP there is no API without TLS and a token";
+    assert_eq!(
+        faults_after_start("api: { tcp: { listen: '10.0.0.1:8139', certificate: /a, key: /b } }\n"),
+        [format!("f:1:8: api.tcp: `token-file` is missing; {why}")]
+    );
+    assert_eq!(
+        faults_after_start("api: { tcp: }\n"),
+        ["listen", "certificate", "key", "token-file"]
+            .map(|key| format!("f:1:8: api.tcp: `{key}` is missing; {why}"))
+    );
+    let listen = "an IP address and a port, such as 10.0.0.1:8139 or '[2001:db8::1]:8139'";
+    for (written, told) in [("10.0.0.1", "10.0.0.1"), ("10.0.0.1:0", "10.0.0.1:0"), ("node1:80", "node1:80")]
+    {
+        let keys = "certificate: /a, key: /b, token-file: /c";
+        assert_eq!(
+            faults_after_start(&format!("api: {{ tcp: {{ {keys}, listen: '{written}' }} }}\n")),
+            [format!("f:1:65: api.tcp.listen: is `{told}`; it must be {listen}")]
+        );
+    }
+    let socket = |path: &str| faults_after_start(&format!("api: {{ socket: {path} }}\n"));
+    assert_eq!(socket(&format!("/{}", "x".repeat(106))), [""; 0]);
+    for wrong in [format!("/{}", "x".repeat(107)), "control.sock".into(), "/".into(), "/run/..".into()] {
+        let found = socket(&wrong);
+        assert!(found.len() == 1 && found[0].starts_with("f:1:16: api.socket: is `"), "{found:?}");
+    }
+    assert_eq!(
+        faults_after_start("epoch-grace: 3601\nstate-path: state\n"),
+        [
+            "f:1:14: epoch-grace: is 3601; it must be a number of seconds, 0 to 3600",
+            "f:2:13: state-path: is `state`; it must be a folder's absolute path, such as /var/lib/replicator",
+        ]
+    );
+}
+
+#[test]
+fn this_host_has_a_name_of_its_own() {
+    let what = "a name as neighbors have, 1 to 63 of the characters a-z, A-Z, 0-9, `.`, `_` and `-`, and not `local`";
+    assert_eq!(
+        faults_after_start("this-node: { name: local }\n"),
+        [format!("f:1:20: this-node.name: is `local`; it must be {what}")]
+    );
+    assert_eq!(
+        faults_after_start("this-node: { name: node2 }\n"),
+        ["f:0:3: neighbors.node2: is what `this-node.name` calls this host; give one of them another name"]
+    );
 }
 
 #[test]
@@ -702,6 +768,8 @@ fn messages_are_short_and_without_control_characters() {
 fn every_key_is_read() {
     let paths = [
         ("", "{KEY}: [[[]]]\n"),
+        ("api", "api: { {KEY}: [[[]]] }\n"),
+        ("api.tcp", "api: { tcp: { {KEY}: [[[]]] } }\n"),
         ("origin", "origin: { {KEY}: [[[]]] }\n"),
         ("this-node", "this-node: { {KEY}: [[[]]] }\n"),
         ("neighbors.NAME", "neighbors: { NAME: { {KEY}: [[[]]] } }\n"),

@@ -13,7 +13,7 @@ use super::{
     field::{self, Field},
     tree,
 };
-use crate::config::{LOCAL, quoted};
+use crate::config::{LOCAL, is_node_name, quoted};
 
 const RANK_LIST: &str = "a list of ranks, such as [{\"rank\": 0, \"node\": \"node1\"}]";
 
@@ -108,11 +108,6 @@ fn map(root: Field<'_>) -> Option<ExpertMap> {
 
 pub(super) fn is_model_name(text: &str) -> bool {
     (1..=63).contains(&text.chars().count()) && !text.chars().any(char::is_control) && text.trim() == text
-}
-
-fn is_node_name(text: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    (1..=63).contains(&text.len()) && text.bytes().all(plain)
 }
 
 /// The node of each rank.
