@@ -99,8 +99,12 @@ pub struct TableStatus {
 /// The status file of the replicator with this pin path. There may be several on a host.
 pub fn path(pin_path: &Path) -> PathBuf {
     let folder = env::var_os("RUNTIME_DIRECTORY").map_or_else(|| RUNTIME_DIRECTORY.into(), PathBuf::from);
-    let name = pin_path.to_string_lossy().trim_matches('/').replace('-', "--").replace('/', "-");
-    folder.join(format!("{name}.json"))
+    folder.join(format!("{}.json", instance(pin_path)))
+}
+
+/// What files of the replicator with this pin path are called.
+pub(super) fn instance(pin_path: &Path) -> String {
+    pin_path.to_string_lossy().trim_matches('/').replace('-', "--").replace('/', "-")
 }
 
 /// Reads a status file; `None` where there is none.
