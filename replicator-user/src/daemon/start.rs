@@ -200,6 +200,7 @@ impl Daemon {
 
     /// Has frames meet what was prepared.
     async fn attach_all(&mut self, links: &[link::Link]) -> Result<(), DaemonError> {
+        self.datapath.stage(&self.pins)?;
         let named = |name: &str| links.iter().find(|link| link.name == name);
         let configured = self.config.interfaces.iter().filter_map(|name| named(name.as_str()));
         let mut wanted: Vec<_> = configured.map(|link| (link.ifindex, link.name.clone())).collect();
