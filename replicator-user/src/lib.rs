@@ -10,3 +10,4 @@ pub mod daemon;
 pub mod datapath;
 pub mod host;
 pub mod map;
+pub mod models;

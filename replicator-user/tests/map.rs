@@ -72,6 +72,9 @@ fn a_map_is_read_and_written() {
     let partial = parse(&with("/partial", json!(true))).unwrap();
     assert!(partial.is_partial());
     assert_eq!(ExpertMap::parse(partial.to_json().as_bytes()), Ok(partial));
+    let numbered = parse(&with("/first_table", json!(7))).unwrap();
+    assert_eq!(numbered.first_table(), Some(7));
+    assert_eq!(ExpertMap::parse(numbered.to_json().as_bytes()), Ok(numbered));
 }
 
 #[test]
@@ -87,7 +90,7 @@ fn malformed() -> Vec<(Value, &'static str)> {
     vec![
         (
             json!([]),
-            "is a list; it must be a map with version, model, epoch, logical_experts, partial, ranks, layers",
+            "is a list; it must be a map with version, model, epoch, logical_experts, partial, first_table, ranks, layers",
         ),
         (with("/version", json!(2)), "version: is 2; it must be 1, the only version that this build knows"),
         (with("/version", Value::Null), "`version` is missing; write 1, the version of the format"),
@@ -154,6 +157,7 @@ fn malformed() -> Vec<(Value, &'static str)> {
             "ranks[1].node: is `a b`; it must be a node's name: 1 to 63 of the characters a-z, A-Z, 0-9, `.`, `_` and `-`",
         ),
         (with("/ranks/0", json!(0)), "ranks[0]: is 0; it must be a map with rank, node"),
+        (with("/first_table", json!(2048)), "first_table: is 2048; it must be a table's number, 0 to 2047"),
     ]
 }
 
@@ -161,6 +165,10 @@ fn malformed() -> Vec<(Value, &'static str)> {
 fn inconsistent() -> Vec<(Value, &'static str)> {
     let slots = "/layers/3/physical_to_logical_map";
     vec![
+        (
+            with("/first_table", json!(2044)),
+            "layers.4: its table, `first_table` plus the layer's number, is beyond 2047; give a lower one",
+        ),
         (
             with("/ranks/1/rank", json!(0)),
             "ranks[1]: rank 0 stands here twice; give every rank from 0 on one entry",
@@ -209,6 +217,8 @@ fn schema_and_parser_agree() {
         small(),
         with("/partial", json!(true)),
         with("/partial", json!(false)),
+        with("/first_table", json!(0)),
+        with("/first_table", json!(2043)),
         with("/model", json!("deepseek-ai/DeepSeek V3")),
         with("/model", json!(longest)),
         with("/epoch", json!((1_u64 << 53) - 1)),
@@ -334,6 +344,7 @@ fn import_with(nodes: &[&str]) -> Import {
         experts: None,
         first_layer: 0,
         partial: false,
+        first_table: None,
     }
 }
 

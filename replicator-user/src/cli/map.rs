@@ -72,6 +72,9 @@ pub(super) struct ImportArgs {
     /// Layers that are not in the file stay as they are
     #[arg(long)]
     partial: bool,
+    /// Number of layer 0's table, where all hosts are to have the same: layer i has this one plus i
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(..MAX_EXPERT_TABLES as i64))]
+    first_table: Option<u16>,
     /// Write to a file, at once, instead of standard output
     #[arg(long, value_name = "FILE")]
     to: Option<PathBuf>,
@@ -133,6 +136,7 @@ impl ImportArgs {
             experts: self.experts,
             first_layer: self.first_layer,
             partial: self.partial,
+            first_table: self.first_table,
         };
         let map = map::import(self.from, &read(&self.file)?, &with).with_context(|| faults_in(&self.file))?;
         let json = map.to_json();
@@ -222,7 +226,7 @@ impl Summary {
         for (rank, node) in map.nodes().iter().enumerate() {
             nodes.entry(node.clone()).or_default().push(rank);
         }
-        let layer = |(&number, layer): (&u16, &map::Layer)| {
+        let layer = |(&number, layer): (&u16, &std::sync::Arc<map::Layer>)| {
             let slots = layer.slots();
             let slots_per_rank = slots.len() / map.nodes().len();
             let mut replicas = vec![0_usize; map.experts()];

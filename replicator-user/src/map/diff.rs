@@ -1,6 +1,9 @@
 //! What changes from one map to another, as frames see it: which nodes host an expert, and with how many replicas.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::Serialize;
 
@@ -61,7 +64,7 @@ pub fn diff(old: &ExpertMap, new: &ExpertMap) -> Diff {
         let hosts = layer.hosts(map.experts(), &names).into_iter();
         hosts.map(|hosts| hosts.into_iter().map(|(node, n)| (node.to_owned(), n)).collect()).collect()
     };
-    let layer = |(number, a): (&u16, &Layer)| {
+    let layer = |(number, a): (&u16, &Arc<Layer>)| {
         let changes = changes(&nodes(old, a), &nodes(new, new.layers.get(number)?));
         (!changes.experts.is_empty()).then_some((*number, changes))
     };

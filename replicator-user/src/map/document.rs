@@ -1,6 +1,9 @@
 //! The canonical document: read, checked, written.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use replicator_common::limits::{MAX_BITS, MAX_EXPERT_TABLES, MAX_MEMBERS};
 
@@ -37,19 +40,19 @@ impl ExpertMap {
             .zip(&self.nodes)
             .map(|(rank, node): (usize, _)| format!("    {{ \"rank\": {rank}, \"node\": {} }}", text(node)))
             .collect();
-        let slot = |slot: &Option<u16>| slot.map_or("-1".to_owned(), |expert| expert.to_string());
-        let layer = |(number, layer): (&u16, &Layer)| {
-            let slots: Vec<_> = layer.slots().iter().map(slot).collect();
-            format!("    \"{number}\": {{ \"physical_to_logical_map\": [{}] }}", slots.join(", "))
+        let layer = |(number, layer): (&u16, &Arc<Layer>)| {
+            format!("    \"{number}\": {{ \"physical_to_logical_map\": {} }}", layer.json)
         };
         let layers: Vec<_> = self.layers.iter().map(layer).collect();
+        let first_table = self.first_table.map(|first| format!("  \"first_table\": {first},\n"));
         format!(
-            "{{\n  \"version\": {VERSION},\n  \"model\": {},\n  \"epoch\": {},\n  \"logical_experts\": {},\n{}  \
+            "{{\n  \"version\": {VERSION},\n  \"model\": {},\n  \"epoch\": {},\n  \"logical_experts\": {},\n{}{}  \
              \"ranks\": [\n{}\n  ],\n  \"layers\": {{\n{}\n  }}\n}}\n",
             text(&self.model),
             self.epoch,
             self.experts,
             if self.partial { "  \"partial\": true,\n" } else { "" },
+            first_table.unwrap_or_default(),
             ranks.join(",\n"),
             layers.join(",\n"),
         )
@@ -57,8 +60,16 @@ impl ExpertMap {
 }
 
 fn map(root: Field<'_>) -> Option<ExpertMap> {
-    let [version, model, epoch, experts, partial, ranks, layers] =
-        root.section(["version", "model", "epoch", "logical_experts", "partial", "ranks", "layers"])?;
+    let [version, model, epoch, experts, partial, first_table, ranks, layers] = root.section([
+        "version",
+        "model",
+        "epoch",
+        "logical_experts",
+        "partial",
+        "first_table",
+        "ranks",
+        "layers",
+    ])?;
     // Another version's keys mean something else: they are not looked at.
     root.require(version, "version", "write 1, the version of the format")?
         .integer(VERSION..=VERSION, "1, the only version that this build knows")?;
@@ -72,18 +83,24 @@ fn map(root: Field<'_>) -> Option<ExpertMap> {
         .require(experts, "logical_experts", "it is the number of the model's experts in a layer")
         .and_then(|field| field.integer(1..=MAX_BITS as u64, "a whole number from 1 to 1024"));
     let partial = partial.map_or(Some(false), |field| field.truth());
+    let last_table = MAX_EXPERT_TABLES as u64 - 1;
+    let first_table = first_table
+        .map_or(Some(None), |field| field.integer(0..=last_table, "a table's number, 0 to 2047").map(Some));
     let nodes = root.require(ranks, "ranks", "they say on which node each rank is").and_then(|f| nodes(&f));
     let layers = root.require(layers, "layers", "they say which expert is in which slot").and_then(layers_of);
-    let (model, epoch, experts, partial, nodes) = (model?, epoch?, experts?, partial?, nodes?);
+    let (model, epoch, experts, partial, first_table, nodes) =
+        (model?, epoch?, experts?, partial?, first_table?, nodes?);
     let mut map = ExpertMap {
         model: model.to_owned(),
         epoch,
         experts: experts as u16,
         nodes,
         partial,
+        first_table: first_table.map(|first| first as u16),
         layers: BTreeMap::new(),
     };
     for (number, field, slots) in layers? {
+        map.check_table(number, field.sink);
         map.insert(number, slots, &field.path, field.sink);
     }
     Some(map)
@@ -169,6 +186,15 @@ fn layers_of(field: Field<'_>) -> Option<Vec<(u16, Field<'_>, &[i64])>> {
 }
 
 impl ExpertMap {
+    /// Whether the layer's table has a number.
+    pub(super) fn check_table(&self, number: u16, sink: &Sink) {
+        if self.first_table.is_some_and(|first| usize::from(first + number) >= MAX_EXPERT_TABLES) {
+            let message =
+                "its table, `first_table` plus the layer's number, is beyond 2047; give a lower one";
+            sink.push(format!("layers.{number}"), message);
+        }
+    }
+
     /// Takes a layer, unless there is a fault in it; `path` is where its slots stand.
     pub(super) fn insert(&mut self, number: u16, slots: &[i64], path: &str, sink: &Sink) {
         let (ranks, experts) = (self.nodes.len(), self.experts());
@@ -211,6 +237,6 @@ impl ExpertMap {
             );
             sink.push(path, message);
         }
-        self.layers.insert(number, Layer(read));
+        self.layers.insert(number, Arc::new(Layer::new(read)));
     }
 }

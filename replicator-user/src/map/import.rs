@@ -41,6 +41,8 @@ pub struct Import {
     pub first_layer: u16,
     /// Whether layers that are not in the file stay as they are.
     pub partial: bool,
+    /// Number of layer 0's table, where all hosts are to have the same.
+    pub first_table: Option<u16>,
 }
 
 /// The rows of a file with where they stand, and what it says of the number of experts.
@@ -114,9 +116,11 @@ fn map(with: &Import, rows: Rows<'_>, may_be_empty: bool, sink: &Sink) -> Option
         experts: experts as u16,
         nodes: with.nodes.clone(),
         partial: with.partial,
+        first_table: with.first_table,
         layers: BTreeMap::new(),
     };
     for (number, field, slots) in rows.layers {
+        map.check_table(number, sink);
         map.insert(number, slots, &field.path, sink);
     }
     Some(map)

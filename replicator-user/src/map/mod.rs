@@ -11,7 +11,7 @@ mod import;
 mod placement;
 mod tree;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
 
 use replicator_common::limits::MAX_BITS;
 
@@ -37,17 +37,37 @@ pub struct ExpertMap {
     experts: u16,
     nodes: Vec<String>,
     partial: bool,
-    layers: BTreeMap<u16, Layer>,
+    first_table: Option<u16>,
+    /// Shared by the maps of later epochs, of which most change a layer or two.
+    layers: BTreeMap<u16, Arc<Layer>>,
 }
 
 /// The slots of a layer, in the order of the ranks; each rank has as many as the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layer(Vec<Option<u16>>);
+pub struct Layer {
+    slots: Vec<Option<u16>>,
+    /// The slots as a document has them: maps are written far more often than a layer changes.
+    json: String,
+}
 
 impl Layer {
+    fn new(slots: Vec<Option<u16>>) -> Self {
+        let mut json = String::with_capacity(5 * slots.len() + 2);
+        for (i, slot) in slots.iter().enumerate() {
+            json.push_str(if i == 0 { "[" } else { ", " });
+            // Writing to a string cannot fail.
+            let _ = match slot {
+                Some(expert) => write!(json, "{expert}"),
+                None => write!(json, "-1"),
+            };
+        }
+        json.push(']');
+        Self { slots, json }
+    }
+
     /// The logical expert in each slot; `None` is a slot without one.
     pub fn slots(&self) -> &[Option<u16>] {
-        &self.0
+        &self.slots
     }
 }
 
@@ -77,8 +97,22 @@ impl ExpertMap {
         self.partial
     }
 
+    /// Number of layer 0's table, where the map says it; layer i has this one plus i.
+    pub fn first_table(&self) -> Option<u16> {
+        self.first_table
+    }
+
     /// The layers, by number.
-    pub fn layers(&self) -> &BTreeMap<u16, Layer> {
+    pub fn layers(&self) -> &BTreeMap<u16, Arc<Layer>> {
         &self.layers
+    }
+
+    /// This map with the layers of a later one in place of its own, at the later one's epoch. Model, experts and ranks
+    /// are the same in both.
+    #[must_use]
+    pub fn with_layers_of(&self, later: &Self) -> Self {
+        let mut map = Self { epoch: later.epoch, ..self.clone() };
+        map.layers.extend(later.layers.iter().map(|(number, layer)| (*number, Arc::clone(layer))));
+        map
     }
 }

@@ -1,6 +1,6 @@
 //! From a map to tables: bit e + 1 goes to the nodes that host expert e.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use replicator_common::bier::BitStringLength;
 
@@ -50,7 +50,7 @@ impl ExpertMap {
         let birts = places.into_iter().collect::<Option<Vec<_>>>().and_then(|places| {
             // `experts` is within the longest.
             let length = BitStringLength::for_bits(self.experts())?;
-            let birt = |(number, layer): (&u16, &Layer)| {
+            let birt = |(number, layer): (&u16, &Arc<Layer>)| {
                 let rows = layer.hosts(self.experts(), &places).iter().map(shares).collect();
                 let birt = Birt::new(length, rows, variants);
                 let birt = birt.map_err(|error| sink.push(format!("layers.{number}"), error.to_string()));

@@ -1,0 +1,350 @@
+//! The models whose expert maps came while the daemon runs: which epoch of each layer is in force under which BIFT-ids,
+//! which older ones still are, and what a new map changes. Pure: whoever calls puts tables in place and keeps the state.
+//!
+//! A map is taken in two steps. [`Models::plan`] says which BIFT-ids its tables get, or why it is refused, and changes
+//! nothing; [`Models::commit`] makes it so when everything is in the kernel and on the disk.
+
+mod numbers;
+mod refusal;
+pub mod state;
+mod superseded;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use replicator_common::bier::{BiftId, BitStringLength};
+
+use crate::{
+    api::types::{Deleted, Epochs, Installed, LayerEpochs, LayerTable, ModelSummary},
+    map::{ExpertMap, Fault, Faults},
+};
+use numbers::Numbers;
+pub use refusal::Refusal;
+use superseded::{Older, Superseded};
+
+/// A model: its newest map, and the table of each layer of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    map: ExpertMap,
+    tables: BTreeMap<u16, LayerTable>,
+}
+
+impl Model {
+    /// Its newest map, full.
+    pub fn map(&self) -> &ExpertMap {
+        &self.map
+    }
+
+    /// The table of each layer.
+    pub fn tables(&self) -> &BTreeMap<u16, LayerTable> {
+        &self.tables
+    }
+
+    /// Its tables, for senders.
+    pub fn installed(&self) -> Installed {
+        self.installed_layers(self.tables.keys())
+    }
+
+    fn installed_layers<'l>(&self, layers: impl IntoIterator<Item = &'l u16>) -> Installed {
+        let table = |layer: &u16| Some((*layer, *self.tables.get(layer)?));
+        Installed {
+            model: self.map.model().to_owned(),
+            epoch: self.map.epoch(),
+            bit_string_length: BitStringLength::for_bits(self.map.experts()).map_or(0, BitStringLength::bits),
+            layers: layers.into_iter().filter_map(table).collect(),
+        }
+    }
+}
+
+/// The BIFT-ids of a layer's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ids {
+    /// Of its epoch.
+    pub own: BiftId,
+    /// Of the newest epoch, whichever it is.
+    pub alias: BiftId,
+}
+
+impl LayerTable {
+    fn new(epoch: u64, table: u16, generation: u8) -> Option<Self> {
+        let (own, alias) = (BiftId::expert(table, generation)?, BiftId::expert(table, 0)?);
+        Some(Self { epoch, bift_id: own.get(), alias: alias.get(), table, generation })
+    }
+
+    /// Its BIFT-ids; there are none for a table's number beyond the limit.
+    pub fn ids(&self) -> Option<Ids> {
+        let own = BiftId::expert(self.table, self.generation)?;
+        Some(Ids { own, alias: BiftId::expert(self.table, 0)? })
+    }
+}
+
+/// What a map changes.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The model as it will be.
+    pub model: Model,
+    /// The layers that get a new table: those of the request.
+    pub layers: BTreeMap<u16, Ids>,
+    /// Aliases that name nothing any more.
+    pub dropped: Vec<BiftId>,
+    /// Tables that are superseded, with their epochs.
+    older: Vec<(BiftId, u64)>,
+}
+
+/// All models, and the tables that newer ones have taken the place of.
+#[derive(Debug)]
+pub struct Models {
+    models: BTreeMap<String, Model>,
+    superseded: Superseded,
+    /// Models of the configuration, which maps do not change, and the numbers of their tables.
+    configured: BTreeMap<String, BTreeSet<u16>>,
+}
+
+impl Models {
+    /// No models yet. `configured` are those of the configuration with their tables' numbers; superseded tables stay in
+    /// force for `grace`.
+    pub fn new(configured: BTreeMap<String, BTreeSet<u16>>, grace: Duration) -> Self {
+        Self { models: BTreeMap::new(), superseded: Superseded::new(grace), configured }
+    }
+
+    /// The models.
+    pub fn all(&self) -> impl Iterator<Item = &Model> {
+        self.models.values()
+    }
+
+    /// A model.
+    ///
+    /// # Errors
+    /// [`Refusal::UnknownModel`].
+    pub fn get(&self, model: &str) -> Result<&Model, Refusal> {
+        self.models.get(model).ok_or_else(|| Refusal::UnknownModel(model.to_owned()))
+    }
+
+    /// What the map changes: a full one takes the place of the model's last, a partial one that of some layers.
+    ///
+    /// # Errors
+    /// Where it does not fit to what is in force, or no numbers are free.
+    pub fn plan(&self, map: ExpertMap, now: Duration) -> Result<Plan, Refusal> {
+        let name = map.model();
+        if self.configured.contains_key(name) {
+            return Err(Refusal::Configured(name.to_owned()));
+        }
+        let before = self.models.get(name);
+        if let Some(current) = before.map(|before| before.map.epoch())
+            && map.epoch() <= current
+        {
+            return Err(Refusal::StaleEpoch { epoch: map.epoch(), current });
+        }
+        let newest = if map.is_partial() {
+            let before = before.ok_or_else(|| Refusal::UnknownModel(name.to_owned()))?;
+            check_alike(&before.map, &map)?;
+            before.map.with_layers_of(&map)
+        } else {
+            map.clone()
+        };
+        let tables = self.number(before, &map, newest.first_table(), now)?;
+        Ok(Plan::new(before, newest, tables))
+    }
+
+    /// A table for each layer of `map`.
+    fn number(
+        &self,
+        before: Option<&Model>,
+        map: &ExpertMap,
+        first_table: Option<u16>,
+        now: Duration,
+    ) -> Result<BTreeMap<u16, LayerTable>, Refusal> {
+        let others = self.models.iter().filter(|(name, _)| *name != map.model());
+        let others = others.flat_map(|(name, model)| model.tables.values().map(move |t| (t.table, name)));
+        let configured =
+            self.configured.iter().flat_map(|(name, tables)| tables.iter().map(move |&table| (table, name)));
+        let mut numbers = Numbers::new(others.chain(configured).map(|(table, name)| (table, name.as_str())));
+        for table in before.into_iter().flat_map(|before| before.tables.values()) {
+            numbers.take(table.table, table.generation);
+        }
+        for id in self.superseded.ids(now) {
+            if let (Some(table), Some(generation)) = (id.table(), id.generation()) {
+                numbers.take(table, generation);
+            }
+        }
+        let table = |&layer: &u16| {
+            let table = match first_table {
+                Some(first) => numbers.fixed(layer, first + layer)?,
+                None => match before.and_then(|before| before.tables.get(&layer)) {
+                    Some(before) => before.table,
+                    None => numbers.free_table()?,
+                },
+            };
+            let generation = numbers.free_generation(table, map.epoch())?;
+            Ok((layer, LayerTable::new(map.epoch(), table, generation)))
+        };
+        let tables = map.layers().keys().map(table).collect::<Result<Vec<_>, Refusal>>()?;
+        Ok(tables.into_iter().filter_map(|(layer, table)| Some((layer, table?))).collect())
+    }
+
+    /// Makes it so. `now` ascends from call to call.
+    pub fn commit(&mut self, plan: Plan, now: Duration) -> Installed {
+        let Plan { model, layers, older, .. } = plan;
+        for (id, epoch) in older {
+            self.superseded.push(Older { id, epoch: Some(epoch) }, now);
+        }
+        let installed = model.installed_layers(layers.keys());
+        self.models.insert(model.map.model().to_owned(), model);
+        installed
+    }
+
+    /// The BIFT-ids of a model's tables, superseded ones among them.
+    ///
+    /// # Errors
+    /// Where there is no such model.
+    pub fn ids_of(&self, model: &str) -> Result<Vec<BiftId>, Refusal> {
+        let own: Vec<_> = self.get(model)?.tables.values().filter_map(LayerTable::ids).collect();
+        let older = self.superseded.ids_in_force().filter(|id| self.owner(*id) == Some(model));
+        Ok(own.into_iter().flat_map(|ids| [ids.own, ids.alias]).chain(older).collect())
+    }
+
+    /// Takes a model out. Its BIFT-ids, as [`ids_of`](Self::ids_of) had them, are not given out again at once.
+    ///
+    /// # Errors
+    /// Where there is no such model.
+    pub fn remove(&mut self, model: &str, now: Duration) -> Result<Deleted, Refusal> {
+        let ids = self.ids_of(model)?;
+        let epoch = self.get(model)?.map.epoch();
+        self.models.remove(model);
+        ids.into_iter().for_each(|id| self.superseded.retire(id, now));
+        Ok(Deleted { model: model.to_owned(), epoch })
+    }
+
+    /// A model as a daemon before this one had it. Its tables keep their numbers, unless the configuration has taken
+    /// them: then it gets new ones, and senders have to ask again.
+    ///
+    /// # Errors
+    /// Where it stands in the configuration by now, or no numbers are free.
+    pub fn restore(&mut self, model: Model, now: Duration) -> Result<(), Refusal> {
+        let name = model.map.model().to_owned();
+        let taken = |table: &LayerTable| {
+            let number = table.table;
+            self.configured.values().any(|tables| tables.contains(&number))
+                || self.all().any(|other| other.tables.values().any(|t| t.table == number))
+        };
+        if self.configured.contains_key(&name) || model.tables.values().any(taken) {
+            let plan = self.plan(model.map, now)?;
+            self.models.insert(name, plan.model);
+        } else {
+            self.models.insert(name, model);
+        }
+        Ok(())
+    }
+
+    /// A table that was found in the kernel and is of no newest map: senders may still use it.
+    pub fn found(&mut self, id: BiftId, now: Duration) {
+        self.superseded.push(Older { id, epoch: None }, now);
+    }
+
+    /// The next superseded table whose time is over.
+    pub fn expired(&mut self, now: Duration) -> Option<BiftId> {
+        self.superseded.expired(now)
+    }
+
+    /// A superseded table that has to make room, if there are too many of them or `full`; not those of the last moment,
+    /// for senders are on their way to the newer ones.
+    pub fn crowded(&mut self, full: bool, now: Duration) -> Option<BiftId> {
+        self.superseded.crowded(full, now)
+    }
+
+    /// When the next superseded table's time is over.
+    pub fn next_expiry(&self) -> Option<Duration> {
+        self.superseded.next_expiry()
+    }
+
+    /// Superseded tables in force.
+    pub fn superseded(&self) -> usize {
+        self.superseded.ids_in_force().count()
+    }
+
+    /// The model that a table is of.
+    fn owner(&self, id: BiftId) -> Option<&str> {
+        let table = id.table()?;
+        let owns = |model: &&Model| model.tables.values().any(|of_layer| of_layer.table == table);
+        self.all().find(owns).map(|model| model.map.model())
+    }
+
+    /// The epochs of a model's layers.
+    ///
+    /// # Errors
+    /// Where there is no such model.
+    pub fn epochs(&self, model: &str, now: Duration) -> Result<Epochs, Refusal> {
+        let model = self.get(model)?;
+        let older = |table: u16| {
+            let of_table = move |older: &crate::api::types::Superseded| {
+                BiftId::new(older.bift_id).and_then(BiftId::table) == Some(table)
+            };
+            self.superseded.report(now).filter(of_table).collect()
+        };
+        let layer = |(&layer, table): (&u16, &LayerTable)| {
+            (layer, LayerEpochs { epoch: Some(table.epoch), superseded: older(table.table) })
+        };
+        Ok(Epochs {
+            model: model.map.model().to_owned(),
+            epoch: model.map.epoch(),
+            layers: model.tables.iter().map(layer).collect(),
+        })
+    }
+
+    /// Each model in a line.
+    pub fn summaries(&self) -> Vec<ModelSummary> {
+        let summary = |model: &Model| ModelSummary {
+            model: model.map.model().to_owned(),
+            epoch: model.map.epoch(),
+            logical_experts: model.map.experts(),
+            layers: model.tables.len(),
+        };
+        self.all().map(summary).collect()
+    }
+}
+
+impl Plan {
+    fn new(before: Option<&Model>, map: ExpertMap, new: BTreeMap<u16, LayerTable>) -> Self {
+        let none = BTreeMap::new();
+        let old = before.map_or(&none, |before| &before.tables);
+        let mut tables = old.clone();
+        tables.retain(|layer, _| map.layers().contains_key(layer));
+        tables.extend(&new);
+        // A layer that is gone, or has another number now.
+        let left = |(layer, table): &(&u16, &LayerTable)| tables.get(layer) != Some(*table);
+        let older = old.iter().filter(left);
+        let in_use: BTreeSet<u16> = tables.values().map(|table| table.table).collect();
+        let dropped = old.values().filter(|table| !in_use.contains(&table.table));
+        Self {
+            older: older.filter_map(|(_, table)| Some((table.ids()?.own, table.epoch))).collect(),
+            dropped: dropped.filter_map(|table| Some(table.ids()?.alias)).collect(),
+            layers: new.iter().filter_map(|(layer, table)| Some((*layer, table.ids()?))).collect(),
+            model: Model { map, tables },
+        }
+    }
+}
+
+/// A layer's slots mean nothing without the ranks that they are counted on: some layers of a map can only be of the
+/// same ranks and experts as the others.
+fn check_alike(before: &ExpertMap, patch: &ExpertMap) -> Result<(), Refusal> {
+    let mut faults = Vec::new();
+    let mut differs = |path: &str, what: String| {
+        let message = format!("{what}; put a full map to change it");
+        faults.push(Fault { path: path.to_owned(), message });
+    };
+    if before.nodes() != patch.nodes() {
+        differs("ranks", "not the ranks of the map in force".to_owned());
+    }
+    if before.experts() != patch.experts() {
+        let (is, was) = (patch.experts(), before.experts());
+        differs("logical_experts", format!("is {is}, and the map in force has {was}"));
+    }
+    if patch.first_table().is_some_and(|first| Some(first) != before.first_table()) {
+        differs("first_table", "not that of the map in force".to_owned());
+    }
+    if faults.is_empty() { Ok(()) } else { Err(Refusal::Invalid(Faults { faults, more: 0 })) }
+}
