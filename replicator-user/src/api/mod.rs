@@ -1,3 +1,24 @@
 //! The control API: HTTP and JSON on a unix socket, and over TLS where it is configured.
+//!
+//! [`Listeners::bind`] takes the sockets before anything else is changed; [`Listeners::serve`] answers on them. Every
+//! request that concerns the datapath goes through [`Control`](crate::daemon::control::Control) to the daemon's loop.
 
+mod body;
+mod connections;
+mod health;
+mod limits;
+mod listen;
+mod metrics;
+mod models;
+mod problem;
+mod router;
+mod server;
+mod stall;
+mod state;
+mod token;
 pub mod types;
+
+pub use listen::ApiError;
+pub use router::document;
+pub use server::{Listeners, Server};
+pub use token::TokenError;
