@@ -32,6 +32,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
+    api::{ApiError, Server},
     bift::Destination,
     config::Config,
     datapath::{Datapath, DatapathError, Mode, Pins, object},
@@ -43,7 +44,7 @@ use crate::{
     },
     models::Models,
 };
-use control::{Control, Request};
+use control::Request;
 use lock::Lock;
 use roster::Roster;
 use status::{InterfaceStatus, NeighborStatus, Status, TableStatus};
@@ -66,6 +67,9 @@ pub enum DaemonError {
     /// The host.
     #[error(transparent)]
     Host(#[from] host::Error),
+    /// The control API.
+    #[error(transparent)]
+    Api(#[from] ApiError),
     /// This build has no programs.
     #[error(transparent)]
     NotEmbedded(#[from] object::NotEmbedded),
@@ -126,7 +130,8 @@ pub struct Daemon {
     models: Models,
     store: Store,
     requests: Receiver<Request>,
-    control: Control,
+    /// Where requests come from, once frames are replicated.
+    server: Option<Server>,
     /// Counts the changes of models' tables.
     changes: Sender<u64>,
     resolver: (Resolver, UnboundedReceiver<Change>),
@@ -188,15 +193,25 @@ impl Daemon {
                 error!("{error}");
             }
         }
+        self.end().await;
+    }
+
+    /// Answers what was asked already, and leaves files as they should be found.
+    async fn end(&mut self) {
+        if let Some(server) = self.server.take() {
+            let shutdown = server.shutdown();
+            tokio::pin!(shutdown);
+            loop {
+                tokio::select! {
+                    () = &mut shutdown => break,
+                    Some(request) = self.requests.recv() => self.answer(request),
+                }
+            }
+        }
         self.store.sync();
         if let Err(error) = self.write_status() {
             error!("{error}");
         }
-    }
-
-    /// A way to ask it something; answers come while it [runs](Self::run).
-    pub fn control(&self) -> Control {
-        self.control.clone()
     }
 
     /// Takes superseded tables out of force whose time is over.
@@ -277,6 +292,7 @@ impl Daemon {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
             origin: self.origin.as_ref().map(|origin| origin.name.clone()),
+            api_socket: Some(self.config.api.socket.clone()),
             interfaces: self.interfaces.clone(),
             neighbors: (0..self.config.neighbors.len()).map(neighbor).collect(),
             tables: self.tables.all().filter(|table| table.is_newest()).map(table).collect(),

@@ -16,6 +16,7 @@ use super::{
     store::Store, tables::InForce, undo::Undo,
 };
 use crate::{
+    api::{Listeners, Server},
     bift::{Birt, Destination},
     config::{Config, LOCAL, NextHop, TableName},
     datapath::{Datapath, DatapathError, LoadOptions, MemberPlace, Pins, object},
@@ -56,7 +57,10 @@ impl Daemon {
         let started = tokio::select! {
             prepared = Self::prepare(config, object, netlink, pins, lock) => match prepared {
                 // From here on there is no turning back halfway.
-                Ok((mut daemon, links)) => daemon.attach_all(&links).await.map(|()| Some(daemon)),
+                Ok((mut daemon, links, api)) => daemon.attach_all(&links).await.map(|()| {
+                    daemon.server = Some(api.open());
+                    Some(daemon)
+                }),
                 Err(error) => Err(error),
             },
             () = end => Ok(None),
@@ -67,14 +71,16 @@ impl Daemon {
         started
     }
 
-    /// Everything that no frame meets, or that makes no difference to those that do. Returns the interfaces too.
+    /// Everything that no frame meets, or that makes no difference to those that do. Returns the interfaces, and the
+    /// control API before it answers.
     async fn prepare(
         config: Config,
         object: &[u8],
         netlink: Netlink,
         pins: Pins,
         lock: Lock,
-    ) -> Result<(Self, Vec<link::Link>), DaemonError> {
+    ) -> Result<(Self, Vec<link::Link>, Closed), DaemonError> {
+        let listeners = Listeners::bind(&config.api)?;
         let links = link::all(&netlink).await?;
         let (mut datapath, roster, leaving) = take_over(&config, object, &pins, &links)?;
         datapath.admission().set_prefixes(entries::prefixes(&config))?;
@@ -101,7 +107,7 @@ impl Daemon {
             origin: None,
             retired_early: 0,
             requests,
-            control,
+            server: None,
             changes,
             leaving,
             roster,
@@ -115,7 +121,7 @@ impl Daemon {
         daemon.set_endpoints(&OwnAddresses::read(&daemon.netlink).await?)?;
         daemon.hear_first_answers().await?;
         daemon.install_all()?;
-        Ok((daemon, links))
+        Ok((daemon, links, Closed { listeners, control }))
     }
 
     /// The maps of before.
@@ -229,6 +235,18 @@ impl Daemon {
             }
         }
         self.write_status()
+    }
+}
+
+/// The control API before anybody is answered.
+struct Closed {
+    listeners: Listeners,
+    control: Control,
+}
+
+impl Closed {
+    fn open(self) -> Server {
+        self.listeners.serve(self.control)
     }
 }
 

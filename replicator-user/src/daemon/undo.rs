@@ -4,6 +4,7 @@ use std::{fs, io, path::PathBuf};
 
 use tracing::warn;
 
+use super::status;
 use crate::{
     config::Config,
     datapath::Pins,
@@ -52,6 +53,8 @@ impl Undo {
         {
             warn!("{error}");
         }
+        // The control socket was in it.
+        status::remove_folder();
     }
 }
 
