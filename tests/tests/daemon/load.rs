@@ -2,7 +2,6 @@
 //! reaches exactly one node, and that node hosts the expert in the epoch that the frame names.
 
 use std::{
-    collections::BTreeMap,
     fmt::Write as _,
     net::SocketAddr,
     ops::ControlFlow,
@@ -91,8 +90,12 @@ impl<'c> Load<'c> {
         let layers: Vec<_> =
             (0..layers).map(|layer| Mutex::new(Layer { bift_id: 0, slots: slots(layer) })).collect();
         let load = Self { cluster, layers, epoch: AtomicU64::new(1) };
-        let all: Vec<_> =
-            load.layers.iter().enumerate().map(|(i, layer)| (i, layer.lock().unwrap().slots.clone())).collect();
+        let all: Vec<_> = load
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(i, layer)| (i, layer.lock().unwrap().slots.clone()))
+            .collect();
         let mut api = Api::connect(&cluster.sender).unwrap();
         let answer = api.request("PUT", "/v1/models/moving/map", &document(1, false, &all)).unwrap();
         assert_eq!(answer.status, 200, "{}", answer.text);
@@ -105,12 +108,15 @@ impl<'c> Load<'c> {
 
     /// Dispatches tokens while `during` runs, and checks every copy.
     pub(crate) fn run<T>(&self, during: impl FnOnce(&Self) -> T) -> (T, Outcome) {
-        let receivers: Vec<_> = self.cluster.nodes.iter().zip(1..).map(|(node, n)| self.receiver(node, n)).collect();
+        let receivers: Vec<_> =
+            self.cluster.nodes.iter().zip(1..).map(|(node, n)| self.receiver(node, n)).collect();
         let (enough, stop, arrived) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
         thread::scope(|scope| {
             let _stopper = Stopper([&enough, &stop]);
-            let receivers: Vec<_> =
-                receivers.into_iter().map(|receiver| scope.spawn(|| collect(receiver, &arrived, &stop))).collect();
+            let receivers: Vec<_> = receivers
+                .into_iter()
+                .map(|receiver| scope.spawn(|| collect(receiver, &arrived, &stop)))
+                .collect();
             let sender = scope.spawn(|| self.send(&arrived, &enough));
             let result = during(self);
             enough.store(true, Ordering::Relaxed);
@@ -124,7 +130,8 @@ impl<'c> Load<'c> {
     }
 
     fn receiver(&self, node: &Host, number: u8) -> Receiver {
-        let source = Source::Udp { bind: SocketAddr::new(self.cluster.segment.v4(number), 8138), share: false };
+        let source =
+            Source::Udp { bind: SocketAddr::new(self.cluster.segment.v4(number), 8138), share: false };
         node.run(|| Ok(Receiver::open(&source, &ReceiverSettings::default())?)).unwrap()
     }
 
@@ -200,7 +207,8 @@ impl<'c> Load<'c> {
         let ids = api.request("GET", "/v1/models/moving/bift-ids", "").unwrap().json();
         for (number, layer) in self.layers.iter().enumerate() {
             let slots = &map["layers"][number.to_string()]["physical_to_logical_map"];
-            let slots = slots.as_array().unwrap().iter().map(|slot| slot.as_u64().unwrap() as usize).collect();
+            let slots =
+                slots.as_array().unwrap().iter().map(|slot| slot.as_u64().unwrap() as usize).collect();
             let bift_id = ids["layers"][number.to_string()]["bift_id"].as_u64().unwrap() as u32;
             *layer.lock().unwrap() = Layer { bift_id, slots };
         }
@@ -231,7 +239,7 @@ fn hosts(slots: &[usize], expert: usize) -> u8 {
 fn collect(mut receiver: Receiver, arrived: &AtomicU64, stop: &AtomicBool) -> Vec<(u32, u64)> {
     let mut frames = Vec::new();
     let visit = |delivery: Delivery<'_>| {
-        let bits = delivery.experts().fold(0, |bits, expert| bits | 1 << expert);
+        let bits = delivery.experts().fold(0_u64, |bits, expert| bits | 1 << expert);
         let number = delivery.payload.try_into().map_or(u32::MAX, u32::from_be_bytes);
         frames.push((number, bits));
         arrived.fetch_add(u64::from(bits.count_ones()), Ordering::Relaxed);
@@ -253,7 +261,7 @@ fn check(sent: &[Sent], arrivals: &[Vec<(u32, u64)>]) -> Outcome {
                 continue;
             };
             let here = experts.iter().filter(|(_, hosts)| hosts >> node & 1 == 1);
-            let allowed = here.fold(0, |bits, (expert, _)| bits | 1 << expert);
+            let allowed = here.fold(0_u64, |bits, (expert, _)| bits | 1 << expert);
             outcome.misdelivered += u64::from(bits & !allowed != 0);
             outcome.duplicated += u64::from((served[number as usize] & bits).count_ones());
             served[number as usize] |= bits;
@@ -286,11 +294,6 @@ pub(crate) fn percentile(times: &mut [Duration], share: f64) -> f64 {
     times.sort_unstable();
     let index = ((times.len() as f64 * share).ceil() as usize).clamp(1, times.len()) - 1;
     times[index].as_secs_f64() * 1e3
-}
-
-/// What became of frames on the sender, for a message.
-pub(crate) fn what_became(host: &Host) -> BTreeMap<String, u64> {
-    outcomes(host)
 }
 
 /// The value at a path of dots in what the API answers.
