@@ -38,6 +38,8 @@ pub const LOCAL_IPV4: [u8; 4] = [169, 254, 81, 2];
 pub const LOCAL_IPV6: [u8; 16] = [0xfd, 0, 0x81, 0x38, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
 /// Port that neighbors listen on: not the default, so that a copy that kept its own is seen.
 pub const NEIGHBOR_PORT: u16 = 9_000;
+/// Where a rig pins that does.
+pub const PIN_PATH: &str = "/sys/fs/bpf/replicator";
 /// Hop limit of copies.
 pub const HOP_LIMIT: u8 = 61;
 
@@ -49,9 +51,24 @@ pub struct Rig {
     pub datapath: Datapath,
     /// Remote neighbors by index.
     pub neighbors: BTreeMap<usize, Neighbor>,
+    /// Where it is pinned: nowhere, but for [`Rig::pinned`].
+    pub pins: Pins,
     local: Option<(Device, [u8; 6])>,
     endpoints: Vec<(Endpoint, u32)>,
 }
+
+/// The eBPF object under test.
+///
+/// # Errors
+/// Where the environment names none.
+pub fn object() -> anyhow::Result<Vec<u8>> {
+    let object = std::env::var("REPLICATOR_EBPF_OBJECT")
+        .context("REPLICATOR_EBPF_OBJECT names no eBPF object; run the tests with `cargo xtask test`")?;
+    std::fs::read(&object).with_context(|| format!("cannot read {object}"))
+}
+
+/// What every load of the tests has as constants.
+pub const OPTIONS: LoadOptions = LoadOptions { udp_port: 8138, trace_drops: false };
 
 impl Rig {
     /// A datapath in a new namespace of this thread, with the sender allowed and this host's addresses known.
@@ -60,11 +77,15 @@ impl Rig {
     /// Where the kernel refuses.
     pub fn new() -> anyhow::Result<Self> {
         let wire = Wire::enter()?;
-        let object = std::env::var("REPLICATOR_EBPF_OBJECT")
-            .context("REPLICATOR_EBPF_OBJECT names no eBPF object; run the tests with `cargo xtask test`")?;
-        let object = std::fs::read(&object).with_context(|| format!("cannot read {object}"))?;
-        let datapath = Datapath::load(&object, &LoadOptions { udp_port: 8138, trace_drops: false })?;
-        let mut rig = Self { wire, datapath, neighbors: BTreeMap::new(), local: None, endpoints: Vec::new() };
+        let datapath = Datapath::load(&object()?, &OPTIONS)?;
+        let mut rig = Self {
+            wire,
+            datapath,
+            neighbors: BTreeMap::new(),
+            pins: Pins::new("/nonexistent".as_ref()),
+            local: None,
+            endpoints: Vec::new(),
+        };
         rig.allow([
             (Endpoint::ipv4(SENDER_IPV4), role::SOURCE),
             (Endpoint::ipv6(SENDER_IPV6), role::SOURCE),
@@ -72,6 +93,17 @@ impl Rig {
             (Endpoint::ipv4(OWN_IPV4), role::OWN),
             (Endpoint::ipv6(OWN_IPV6), role::OWN),
         ])?;
+        Ok(rig)
+    }
+
+    /// The same with a BPF file system of its own to pin to: nothing is left of it when the thread ends.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn pinned() -> anyhow::Result<Self> {
+        let mut rig = Self::new()?;
+        rig.wire.mount_bpffs()?;
+        rig.pins = Pins::new(PIN_PATH.as_ref());
         Ok(rig)
     }
 
@@ -90,8 +122,7 @@ impl Rig {
     /// Where the kernel refuses.
     pub fn attach(&mut self, device: &Device, mode: Mode) -> anyhow::Result<()> {
         self.allow([(Endpoint::mac(device.mac), role::OWN)])?;
-        let nowhere = Pins::new("/nonexistent".as_ref());
-        Ok(self.datapath.attach(&nowhere, device.ifindex, &device.name, mode)?)
+        Ok(self.datapath.attach(&self.pins, device.ifindex, &device.name, mode)?)
     }
 
     /// Copies for this host's own stack leave on this device.
@@ -179,14 +210,14 @@ impl Rig {
         length: BitStringLength,
         rows: Vec<Vec<Destination>>,
     ) -> anyhow::Result<()> {
-        self.install(id, &Birt::new(length, rows, None)?)
+        self.install(id, &Birt::new(length, rows, None)?).map(drop)
     }
 
-    /// Puts a table in force under a BIFT-id.
+    /// Puts a table in force under a BIFT-id. Returns false where it was already.
     ///
     /// # Errors
     /// Where the datapath refuses.
-    pub fn install(&mut self, id: u32, birt: &Birt) -> anyhow::Result<()> {
+    pub fn install(&mut self, id: u32, birt: &Birt) -> anyhow::Result<bool> {
         let places: Vec<_> = birt
             .neighbors()
             .iter()
@@ -197,8 +228,7 @@ impl Rig {
             .collect();
         let local = self.local.as_ref().filter(|_| birt.has_local()).map(|(device, _)| device.ifindex);
         let id = BiftId::new(id).context("20 bits")?;
-        self.datapath.install(&[id], &birt.compile(), &places, local)?;
-        Ok(())
+        Ok(self.datapath.install(&[id], &birt.compile(), &places, local)?)
     }
 
     /// A frame of the sender's to this host by way of a device: DSCP 46 and ECN 1, which must survive, to table `id`.

@@ -10,6 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
+use rustix::{
+    mount::{MountFlags, MountPropagationFlags, mount, mount_change},
+    thread::{UnshareFlags, unshare_unsafe},
+};
 
 /// One end of a veth pair.
 #[derive(Clone, Debug)]
@@ -38,6 +42,18 @@ impl Wire {
         // Neighbor discovery and MLD would send frames of their own.
         fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").context("cannot switch IPv6 off")?;
         Ok(Self(()))
+    }
+
+    /// Gives the calling thread a mount namespace with an empty BPF file system at its usual place.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn mount_bpffs(&self) -> anyhow::Result<()> {
+        // SAFETY: the thread leaves its mount namespace; neither memory nor file descriptors are unshared.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.context("cannot make a mount namespace")?;
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+        mount("bpf", "/sys/fs/bpf", "bpf", MountFlags::empty(), None)
+            .context("cannot mount a BPF file system")
     }
 
     /// Keeps the calling thread on the CPU it runs on. A veth polls on the CPU that sent, so all frames of this thread

@@ -26,7 +26,16 @@ pub(crate) enum Profile {
 /// # Errors
 /// Cargo failed, or named no executable.
 pub(crate) fn build(toolchain: &Toolchain, profile: Profile) -> Result<PathBuf> {
-    replicator(&object(toolchain, Warnings::Show)?, profile)
+    replicator(&object(toolchain, Layout::Own, Warnings::Show)?, Layout::Own, profile)
+}
+
+/// Which layout of the maps the programs and the command have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// The project's.
+    Own,
+    /// Another, which the tests upgrade to and from: the feature `other-layout`.
+    Other,
 }
 
 /// What a compiler's warning does to a build.
@@ -40,7 +49,7 @@ pub(crate) enum Warnings {
 ///
 /// # Errors
 /// Cargo failed, or warned where that is denied.
-pub(crate) fn object(toolchain: &Toolchain, warnings: Warnings) -> Result<PathBuf> {
+pub(crate) fn object(toolchain: &Toolchain, layout: Layout, warnings: Warnings) -> Result<PathBuf> {
     let endian = if cfg!(target_endian = "little") { "el" } else { "eb" };
     // bpf_target_arch: aya-ebpf does not compile without it. The kernel's verifier takes loads of any alignment from
     // a packet on machines that do; told so, LLVM copies a header by words, and by bytes it overruns the stack.
@@ -63,7 +72,11 @@ pub(crate) fn object(toolchain: &Toolchain, warnings: Warnings) -> Result<PathBu
         .arg(format!("--target=bpf{endian}-unknown-none"))
         // Other flags and another compiler than the host's: in one folder each build would undo the other's.
         .arg("--target-dir")
-        .arg(target_directory()?.join("bpf"))
+        .arg(target_directory()?.join(match layout {
+            Layout::Own => "bpf",
+            Layout::Other => "bpf-other-layout",
+        }))
+        .args((layout == Layout::Other).then_some("--features=other-layout"))
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     if warnings == Warnings::Deny {
         // Unlike `-Dwarnings` this leaves the flags, and so what is compiled, as in any other build.
@@ -79,17 +92,19 @@ pub(crate) fn object(toolchain: &Toolchain, warnings: Warnings) -> Result<PathBu
 ///
 /// # Errors
 /// Cargo failed.
-pub(crate) fn replicator(object: &Path, profile: Profile) -> Result<PathBuf> {
+pub(crate) fn replicator(object: &Path, layout: Layout, profile: Profile) -> Result<PathBuf> {
     let mut cargo = process::cargo();
     cargo
         .args(["build", "--package=replicator-user", "--bin=replicator", "--features=embedded-object"])
+        .args((layout == Layout::Other).then_some("--features=other-layout"))
         .args((profile == Profile::Release).then_some("--release"))
         .env(OBJECT_VARIABLE, object);
     let built = executable(&mut cargo, "replicator")?;
-    // Any plain `cargo build` or `cargo test` puts one without the object in its place.
-    let folder = target_directory()?.join("replicator").join(match profile {
-        Profile::Dev => "debug",
-        Profile::Release => "release",
+    // Any plain `cargo build` or `cargo test` puts one without the object in its place, and each layout the other.
+    let folder = target_directory()?.join("replicator").join(match (layout, profile) {
+        (Layout::Own, Profile::Dev) => "debug",
+        (Layout::Own, Profile::Release) => "release",
+        (Layout::Other, _) => "other-layout",
     });
     let kept = folder.join("replicator");
     // By a new name first: the one in place may be running.

@@ -8,13 +8,16 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use crate::artifact::{self, OBJECT_VARIABLE, Profile, Warnings};
+use crate::artifact::{self, Layout, OBJECT_VARIABLE, Profile, Warnings};
 use crate::demo;
 use crate::process::{self, Privilege, cargo, sudo_arguments};
 use crate::setup::Toolchain;
 
 /// The environment variable that tells the integration tests which `replicator` to run.
 const REPLICATOR_VARIABLE: &str = "REPLICATOR_BIN";
+
+/// The one that tells them of a `replicator` with another layout of the maps.
+const OTHER_LAYOUT_VARIABLE: &str = "REPLICATOR_OTHER_LAYOUT_BIN";
 
 /// Runs all checks. With `filter` of the integration tests only those whose name contains it, and the demo only if it is
 /// `demo`.
@@ -27,16 +30,26 @@ pub(crate) fn run(toolchain: &Toolchain, filter: Option<&str>) -> Result<()> {
     steps.run("clippy", || {
         process::run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "--deny=warnings"]))
     })?;
-    let object =
-        steps.run("the eBPF object, warnings denied", || artifact::object(toolchain, Warnings::Deny))?;
-    let replicator =
-        steps.run("replicator with the object inside", || artifact::replicator(&object, Profile::Dev))?;
+    let object = steps.run("the eBPF object, warnings denied", || {
+        artifact::object(toolchain, Layout::Own, Warnings::Deny)
+    })?;
+    let other = steps.run("replicator with another layout of the maps", || {
+        let object = artifact::object(toolchain, Layout::Other, Warnings::Deny)?;
+        artifact::replicator(&object, Layout::Other, Profile::Dev)
+    })?;
+    let replicator = steps.run("replicator with the object inside", || {
+        artifact::replicator(&object, Layout::Own, Profile::Dev)
+    })?;
     steps.run("unit tests", || {
         process::run(cargo().args(["test", "--workspace", "--exclude=replicator-tests", "--no-fail-fast"]))
     })?;
     steps.run("integration tests, as root", || {
         integration_tests(
-            &[(REPLICATOR_VARIABLE, replicator.as_ref()), (OBJECT_VARIABLE, object.as_ref())],
+            &[
+                (REPLICATOR_VARIABLE, replicator.as_ref()),
+                (OTHER_LAYOUT_VARIABLE, other.as_ref()),
+                (OBJECT_VARIABLE, object.as_ref()),
+            ],
             filter,
         )
     })?;

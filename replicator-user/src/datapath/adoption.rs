@@ -56,7 +56,7 @@ impl Datapath {
         options: &LoadOptions,
         pins: &Pins,
     ) -> Result<Result<Self, Unfit>, DatapathError> {
-        let (pinned, cookie) = match fit(object, pins)? {
+        let Fit { pinned, cookie } = match fit(object, pins)? {
             Ok(fit) => fit,
             Err(reason) => return Ok(Err(reason)),
         };
@@ -77,8 +77,16 @@ impl Datapath {
     }
 }
 
-/// The pins of all maps, and the cookie of their load.
-fn fit(object: &[u8], pins: &Pins) -> Result<Result<(BTreeMap<String, PathBuf>, u32), Unfit>, DatapathError> {
+/// What there is to go on with.
+struct Fit {
+    /// The pin of each map.
+    pinned: BTreeMap<String, PathBuf>,
+    /// The cookie of their load.
+    cookie: u32,
+}
+
+/// Looks whether everything that this build's programs share with an earlier daemon's is pinned, and of their kind.
+fn fit(object: &[u8], pins: &Pins) -> Result<Result<Fit, Unfit>, DatapathError> {
     let wanted = Object::parse(object).map_err(DatapathError::Object)?.maps;
     let mut pinned = BTreeMap::new();
     let mut missing = None;
@@ -118,7 +126,7 @@ fn fit(object: &[u8], pins: &Pins) -> Result<Result<(BTreeMap<String, PathBuf>, 
     let settings = MappedArray::<Settings>::new("SETTINGS", &settings)?;
     Ok(match settings.read(0).cookie {
         0 => Err(Unfit::NoCookie),
-        cookie => Ok((pinned, cookie)),
+        cookie => Ok(Fit { pinned, cookie }),
     })
 }
 

@@ -36,8 +36,21 @@ const POLL: Duration = Duration::from_millis(50);
 /// # Errors
 /// Where it is not set or names no file.
 pub fn binary() -> Result<PathBuf> {
-    let path = env::var_os("REPLICATOR_BIN").context("REPLICATOR_BIN must name the command `replicator`")?;
-    fs::canonicalize(&path).with_context(|| format!("REPLICATOR_BIN={}", path.display()))
+    named("REPLICATOR_BIN")
+}
+
+/// One with another layout of the maps: REPLICATOR_OTHER_LAYOUT_BIN.
+///
+/// # Errors
+/// As [`binary`].
+pub fn other_layout_binary() -> Result<PathBuf> {
+    named("REPLICATOR_OTHER_LAYOUT_BIN")
+}
+
+fn named(variable: &str) -> Result<PathBuf> {
+    let path =
+        env::var_os(variable).with_context(|| format!("{variable} must name a command `replicator`"))?;
+    fs::canonicalize(&path).with_context(|| format!("{variable}={}", path.display()))
 }
 
 /// A running `replicator run`. Dropping it kills it.

@@ -9,7 +9,7 @@ mod host;
 mod link;
 mod process;
 
-pub use daemon::{Daemon, binary};
+pub use daemon::{Daemon, binary, other_layout_binary};
 pub use host::{Host, tool};
 pub use link::{End, Link};
 pub use process::{Finished, Process};
