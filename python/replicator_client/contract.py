@@ -189,12 +189,12 @@ def _names(place: ast.Module | ast.ClassDef) -> Iterator[str]:
             yield node.name
         elif isinstance(node, ast.Import | ast.ImportFrom):
             yield from (alias.asname or alias.name for alias in node.names)
-    for node in ast.walk(place) if isinstance(place, ast.ClassDef) else iter(place.body):
+    for inner in ast.walk(place) if isinstance(place, ast.ClassDef) else iter(place.body):
         targets: Sequence[ast.expr] = ()
-        if isinstance(node, ast.Assign):
-            targets = node.targets
-        elif isinstance(node, ast.AnnAssign):
-            targets = [node.target]
+        if isinstance(inner, ast.Assign):
+            targets = inner.targets
+        elif isinstance(inner, ast.AnnAssign):
+            targets = [inner.target]
         for target in targets:
             if isinstance(target, ast.Name):
                 yield target.id

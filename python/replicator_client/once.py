@@ -22,6 +22,10 @@ class OnceLog:
         """The same with an information."""
         self._say(logging.INFO, kind, message)
 
+    def note(self, message: str) -> None:
+        """An information that is no trouble."""
+        self._log(logging.INFO, message)
+
     def over(self, prefix: str) -> bool:
         """Kinds that start so are told again when they come back. Whether there were any."""
         with self._lock:
@@ -37,8 +41,11 @@ class OnceLog:
         with self._lock:
             first = kind not in self._told
             self._told.add(kind)
-        # Logging may raise where a handler does.
+        self._log(level if first else logging.DEBUG, message)
+
+    def _log(self, level: int, message: str) -> None:
+        # Logging raises where a filter or a handler does.
         try:
-            self._logger.log(level if first else logging.DEBUG, "%s", message)
+            self._logger.log(level, "%s", message)
         except Exception:  # noqa: BLE001
             pass

@@ -176,7 +176,7 @@ class Poster:
         for number in pending.layers:
             self._log.over(f"layer {number}.")
         if self._log.over(f"endpoint {endpoint.name} "):
-            logger.info("%s: takes maps of %s again", endpoint.name, self._model)
+            self._log.note(f"{endpoint.name}: takes maps of {self._model} again")
         return 0.0, pending.commit
 
     def _trouble(self, endpoint: Endpoint, kind: str, message: str) -> None:
