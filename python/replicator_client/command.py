@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--epoch", type=int, metavar="N", help="default: microseconds since 1970")
     show.add_argument("--first-layer", type=int, metavar="N", help="default: $REPLICATOR_FIRST_LAYER or 0")
     show.add_argument("--first-table", type=int, metavar="N", help="default: $REPLICATOR_FIRST_TABLE or none")
-    show.add_argument("--api", metavar="[NODE=]ADDRESS", help=f"default: $REPLICATOR_API or {DEFAULT_ADDRESS}")
+    show.add_argument("--api", metavar="ADDRESS", help=f"default: $REPLICATOR_API or {DEFAULT_ADDRESS}")
     show.add_argument("--method", choices=("put", "patch"), help="show this request alone")
     show.add_argument("--send", action="store_true", help="send it, too: the PUT where --method does not say otherwise")
     return parser
@@ -69,11 +69,10 @@ def _show(options: argparse.Namespace) -> int:
     nodes = _nodes(resolved, rows)
     epoch = time.time_ns() // 1000 if options.epoch is None else options.epoch
     methods = [options.method] if options.method else ["put"] if options.send else ["put", "patch"]
-    for target in resolved.targets:
-        client = resolved.client(target)
-        layers = dict(enumerate(rows, start=resolved.first_layer))
-        own = expert_map.localized(nodes, target.node)
-        whole = ExpertMap(resolved.model, experts, own, layers, resolved.first_table)
+    layers = dict(enumerate(rows, start=resolved.first_layer))
+    whole = ExpertMap(resolved.model, experts, nodes, layers, resolved.first_table)
+    for address in resolved.addresses:
+        client = resolved.client(address)
         for method in methods:
             document = whole.document(epoch, partial=method == "patch")
             request = patch_request(document) if method == "patch" else put_request(document)
@@ -143,7 +142,7 @@ def _check_settings() -> bool:
         print("settings: none, so the plug-ins do nothing; set REPLICATOR_API")
         return True
     for member in dataclasses.fields(resolved):
-        if member.name not in ("targets", "placement"):
+        if member.name not in ("addresses", "placement"):
             value = getattr(resolved, member.name)
             shown = ",".join(map(str, sorted(value))) if isinstance(value, frozenset) else value
             print(f"{member.name.replace('_', ' ')}: {'none' if shown is None else shown}")
@@ -154,16 +153,15 @@ def _check_settings() -> bool:
     except SettingsError as error:
         print(f"ranks: {error}")
         well = False
-    for target in resolved.targets:
-        as_node = "" if target.node is None else f" (node {target.node})"
+    for address in resolved.addresses:
         try:
-            client = resolved.client(target, timeout=5.0)
+            client = resolved.client(address, timeout=5.0)
             readiness = client.ready()
             models = ", ".join(f"{model.model} at epoch {model.epoch}" for model in client.models())
         except (ReplicatorError, ValueError) as error:
-            print(f"{target.address}{as_node}: {error}")
+            print(f"{address}: {error}")
             well = False
             continue
         state = "ready" if readiness.ready else f"not ready: {'; '.join(readiness.missing)}"
-        print(f"{target.address}{as_node}: {state}; models: {models or 'none'}")
+        print(f"{address}: {state}; models: {models or 'none'}")
     return well

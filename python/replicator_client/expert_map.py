@@ -20,8 +20,6 @@ MAX_LAYERS = 2048
 """Layers; their numbers are below it. The same goes for tables."""
 MAX_NODES = 255
 """Different nodes of a map."""
-LOCAL = "local"
-"""The node that reads the map, in its own map."""
 
 Document = dict[str, Any]
 """A map as `json` reads and writes it."""
@@ -128,11 +126,6 @@ def encode(document: Document) -> bytes:
 def spread(nodes: Iterable[str], ranks_per_node: int) -> tuple[str, ...]:
     """The node of each rank where consecutive ranks are on consecutive nodes, the same number on each."""
     return tuple(node for node in nodes for _ in range(ranks_per_node))
-
-
-def localized(nodes: Iterable[str], own: str | None) -> tuple[str, ...]:
-    """The nodes as the node called `own` has to read them: itself as `local`."""
-    return tuple(LOCAL if node == own else node for node in nodes)
 
 
 def ranks(value: object) -> tuple[str, ...]:

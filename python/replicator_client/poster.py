@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from .board import Board, LazyRow
 from .client import Client, Request, patch_request, put_request
 from .errors import ReplicatorError
-from .expert_map import ExpertMap, localized
+from .expert_map import ExpertMap
 from .once import OnceLog
 from .outbox import REFUSED_DELAY, Outbox
 
@@ -32,8 +32,6 @@ class Endpoint:
     """For the log."""
     connect: Callable[[], Client]
     """Called for each request, so that a new token or certificate is used as soon as it is there."""
-    node: str | None = None
-    """The node that it runs on: its own map calls it `local`."""
 
 
 class Poster:
@@ -161,7 +159,7 @@ class Poster:
         if not pending.layers:
             outbox.skipped(pending)
             return 0.0, pending.commit
-        nodes = localized(self._nodes(view.ranks), endpoint.node)
+        nodes = self._nodes(view.ranks)
         expert_map = ExpertMap(self._model, view.logical_experts, nodes, pending.layers, self._first_table)
         try:
             request = _request(expert_map, pending.epoch, pending.full)

@@ -32,14 +32,6 @@ class SettingsError(ValueError):
 
 
 @dataclass(frozen=True)
-class Target:
-    """An entry of REPLICATOR_API: `ADDRESS`, or `NODE=ADDRESS` with the node that the replicator runs on."""
-
-    address: str
-    node: str | None = None
-
-
-@dataclass(frozen=True)
 class Placement:
     """Which node a rank is on: a list, or a file that is read again each time."""
 
@@ -58,7 +50,7 @@ class Placement:
 class Settings:
     """All of them."""
 
-    targets: tuple[Target, ...]
+    addresses: tuple[str, ...]
     placement: Placement
     token_file: Path | None = None
     ca_file: Path | None = None
@@ -85,15 +77,17 @@ class Settings:
         except MapError as error:
             raise SettingsError(f"{MODEL}: {error}") from None
         try:
-            targets = tuple(parse_target(text.strip()) for text in given[API].split(",") if text.strip())
+            addresses = tuple(text.strip() for text in given[API].split(",") if text.strip())
+            for address in addresses:
+                check_address(address)
         except ValueError as error:
             raise SettingsError(f"{API}: {error}") from None
-        if not targets:
+        if not addresses:
             raise SettingsError(f"{API} has no address in it")
-        if len(set(targets)) != len(targets):
+        if len(set(addresses)) != len(addresses):
             raise SettingsError(f"{API} has an address twice")
         return cls(
-            targets,
+            addresses,
             parse_placement(given[NODES], given.get(RANKS_PER_NODE)),
             Path(given[TOKEN_FILE]) if TOKEN_FILE in given else None,
             Path(given[CA_FILE]) if CA_FILE in given else None,
@@ -103,28 +97,15 @@ class Settings:
             _number(FIRST_TABLE, given[FIRST_TABLE], MAX_LAYERS - 1) if FIRST_TABLE in given else None,
         )
 
-    def client(self, target: Target, timeout: float = 30.0) -> Client:
+    def client(self, address: str, timeout: float = 30.0) -> Client:
         """A client with what the files have now. Raises SettingsError where they cannot be read."""
-        over_tls = target.address.startswith("https://")
+        over_tls = address.startswith("https://")
         token = read_token(self.token_file) if self.token_file is not None and over_tls else None
-        return Client(target.address, token, None if self.ca_file is None else str(self.ca_file), timeout)
+        return Client(address, token, None if self.ca_file is None else str(self.ca_file), timeout)
 
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """The targets for a poster."""
-        return tuple(
-            Endpoint(target.address, functools.partial(self.client, target), target.node)
-            for target in self.targets
-        )
-
-
-def parse_target(text: str) -> Target:
-    """`ADDRESS` or `NODE=ADDRESS`. Raises ValueError."""
-    before, equals, after = text.partition("=")
-    node, address = (before.strip(), after.strip()) if equals and "/" not in before else (None, text)
-    if node is not None:
-        expert_map.check_node(node)
-    check_address(address)
-    return Target(address, node)
+        """The addresses for a poster."""
+        return tuple(Endpoint(address, functools.partial(self.client, address)) for address in self.addresses)
 
 
 def parse_placement(nodes: str, ranks_per_node: str | None) -> Placement:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import socketserver
+import ssl
+import subprocess
+import tempfile
 import threading
 import time
 import unittest
@@ -298,6 +303,49 @@ class Addresses(unittest.TestCase):
     def test_a_missing_certificate_authority(self) -> None:
         with self.assertRaisesRegex(Unreachable, "/nowhere/ca.pem"):
             Client("https://127.0.0.1:1", "t", "/nowhere/ca.pem").models()
+
+
+@unittest.skipIf(shutil.which("openssl") is None, "openssl, which makes the certificate, is not there")
+class Tls(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.certificate, key = f"{folder.name}/tls.crt", f"{folder.name}/tls.key"
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        command += ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+        subprocess.run([*command, "-keyout", key, "-out", self.certificate], check=True, capture_output=True)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate, key)
+        self.asked: list[bytes] = []
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(handler) -> None:
+                try:
+                    with context.wrap_socket(handler.request, server_side=True) as stream:
+                        self.asked.append(stream.recv(65536))
+                        stream.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"models":[]}')
+                except OSError:
+                    pass
+
+        server = socketserver.TCPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        self.addCleanup(server.server_close)
+        self.addCleanup(thread.join)
+        self.addCleanup(server.shutdown)
+        self.port = server.server_address[1]
+
+    def test_the_token_goes_to_one_whose_certificate_is_trusted(self) -> None:
+        client = Client(f"https://127.0.0.1:{self.port}", "s3cret", self.certificate)
+        self.assertEqual(client.models(), ())
+        self.assertIn(b"\r\nAuthorization: Bearer s3cret\r\n", self.asked[0])
+
+    def test_it_does_not_go_to_others(self) -> None:
+        for host, trusted in (("127.0.0.1", None), ("localhost", self.certificate)):
+            with self.subTest(host), self.assertRaisesRegex(Unreachable, "CERTIFICATE_VERIFY_FAILED") as raised:
+                Client(f"https://{host}:{self.port}", "s3cret", trusted).models()
+            self.assertNotIn("s3cret", str(raised.exception))
+        self.assertEqual(self.asked, [])
 
 
 class Decoding(unittest.TestCase):

@@ -37,14 +37,14 @@ class Show(Case):
     ARGUMENTS = ("--model", "a/b", "--nodes", "node1,node2", "--ranks-per-node", "2", "--epoch", "5")
 
     def test_it_prints_what_would_be_sent(self) -> None:
-        done = self.run_it("show", *self.ARGUMENTS, "--first-layer", "3", "--api", "node1=/s", str(self.file))
+        done = self.run_it("show", *self.ARGUMENTS, "--first-layer", "3", "--api", "/s", str(self.file))
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         put, patch = done.stdout.split("# /s\n")[1:]
         head, body = put.strip().split("\n\n")
         self.assertEqual(head.splitlines()[0], "PUT /v1/models/a%2Fb/map HTTP/1.1")
         self.assertIn(f"Content-Length: {len(body)}", head)
         document = json.loads(body)
-        self.assertEqual([rank["node"] for rank in document["ranks"]], ["local", "local", "node2", "node2"])
+        self.assertEqual([rank["node"] for rank in document["ranks"]], ["node1", "node1", "node2", "node2"])
         self.assertEqual(document["layers"]["4"], {"physical_to_logical_map": [1, 1, 0, 0]})
         self.assertEqual((document["epoch"], document["logical_experts"]), (5, 2))
         self.assertTrue(patch.startswith("PATCH /v1/models/a%2Fb/layers HTTP/1.1\n"))
@@ -112,12 +112,12 @@ class Check(Case):
 
         with Stub(answer) as stub:
             done = self.run_it(
-                "check", REPLICATOR_API=f"node1={stub.address}", REPLICATOR_NODES="node1,node2",
+                "check", REPLICATOR_API=stub.address, REPLICATOR_NODES="node1,node2",
                 REPLICATOR_RANKS_PER_NODE="4", PYTHONPATH=str(FRAMEWORKS),
             )  # fmt: skip
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         self.assertIn("ranks: 8 on node1, node2\n", done.stdout)
-        self.assertIn("control.sock (node node1): not ready: neighbor node2; models: m at epoch 7\n", done.stdout)
+        self.assertIn("control.sock: not ready: neighbor node2; models: m at epoch 7\n", done.stdout)
         self.assertIn("vllm of unknown version: has what the plug-in hooks\n", done.stdout)
         self.assertIn("sglang of unknown version: has what the plug-in hooks\n", done.stdout)
 

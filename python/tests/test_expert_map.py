@@ -123,5 +123,3 @@ class Files(unittest.TestCase):
 
     def test_nodes(self) -> None:
         self.assertEqual(expert_map.spread(["a", "b"], 2), ("a", "a", "b", "b"))
-        self.assertEqual(expert_map.localized(["a", "b", "a"], "a"), ("local", "b", "local"))
-        self.assertEqual(expert_map.localized(["a", "b"], None), ("a", "b"))

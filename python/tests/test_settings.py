@@ -9,7 +9,7 @@ import unittest
 from pathlib import Path
 
 from replicator_client import settings
-from replicator_client.settings import Settings, SettingsError, Target
+from replicator_client.settings import Settings, SettingsError
 
 LEAST = {"REPLICATOR_API": "/s", "REPLICATOR_NODES": "a,b", "REPLICATOR_RANKS_PER_NODE": "2"}
 
@@ -30,27 +30,24 @@ class Environment(unittest.TestCase):
 
     def test_the_least(self) -> None:
         made = self.made()
-        self.assertEqual(made.targets, (Target("/s"),))
+        self.assertEqual(made.addresses, ("/s",))
         self.assertEqual(made.placement.nodes(3), ("a", "a", "b"))
         self.assertEqual((made.post_ranks, made.first_layer, made.first_table, made.model), ({0}, 0, None, None))
 
     def test_all_of_them(self) -> None:
         made = self.made(
-            REPLICATOR_API="node1=/run/replicator/control.sock, node2=https://10.0.0.2:8443",
+            REPLICATOR_API="/run/replicator/control.sock, https://10.0.0.2:8139",
             REPLICATOR_MODEL="org/m", REPLICATOR_POST_RANK="0,8", REPLICATOR_FIRST_LAYER="3",
             REPLICATOR_FIRST_TABLE="100", REPLICATOR_CA_FILE="/ca", REPLICATOR_TOKEN_FILE="/token",
         )  # fmt: skip
-        one, two = Target("/run/replicator/control.sock", "node1"), Target("https://10.0.0.2:8443", "node2")
-        self.assertEqual(made.targets, (one, two))
+        self.assertEqual(made.addresses, ("/run/replicator/control.sock", "https://10.0.0.2:8139"))
         self.assertEqual((made.model, made.post_ranks, made.first_layer, made.first_table), ("org/m", {0, 8}, 3, 100))
         self.assertEqual((made.ca_file, made.token_file), (Path("/ca"), Path("/token")))
-        self.assertEqual([endpoint.node for endpoint in made.endpoints()], ["node1", "node2"])
 
     def test_what_is_wrong_names_the_variable(self) -> None:
         self.refused("REPLICATOR_API is not set", REPLICATOR_API=None)
         self.refused("REPLICATOR_API: `sock`", REPLICATOR_API="sock")
         self.refused("REPLICATOR_API: .*only https", REPLICATOR_API="http://h:1")
-        self.refused("REPLICATOR_API: 'n 1' cannot name a node", REPLICATOR_API="n 1=/s")
         self.refused("REPLICATOR_API has an address twice", REPLICATOR_API="/s,/s")
         self.refused("REPLICATOR_API has no address", REPLICATOR_API=",")
         self.refused("REPLICATOR_NODES is not set", REPLICATOR_NODES=None)

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::artifact::{self, OBJECT_VARIABLE, Profile, Warnings};
 use crate::demo;
-use crate::process::{self, Privilege, cargo, sudo_arguments};
+use crate::process::{self, Privilege, cargo, command, sudo_arguments};
 use crate::setup::Toolchain;
 
 /// The environment variable that tells the integration tests which `replicator` to run.
@@ -24,6 +24,7 @@ const REPLICATOR_VARIABLE: &str = "REPLICATOR_BIN";
 pub(crate) fn run(toolchain: &Toolchain, filter: Option<&str>) -> Result<()> {
     let mut steps = Steps { done: 0, color: stderr().is_terminal() && env::var_os("NO_COLOR").is_none() };
     steps.run("formatting", || process::run(cargo().args(["fmt", "--all", "--check"])))?;
+    steps.run("the Python package", python)?;
     steps.run("clippy", || {
         process::run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "--deny=warnings"]))
     })?;
@@ -44,6 +45,14 @@ pub(crate) fn run(toolchain: &Toolchain, filter: Option<&str>) -> Result<()> {
         steps.run("the demo, as root", || demo::rehearse(&replicator))?;
     }
     Ok(())
+}
+
+/// The Python package's tests. Set-up brings Python with what the test with scapy needs.
+fn python() -> Result<()> {
+    let mut python = command("python3");
+    python.args(["-m", "unittest", "discover", "-s", "python/tests", "-t", "python"]);
+    // Nothing is left in the tree, whoever runs this.
+    process::run(python.current_dir(process::workspace()).env("PYTHONDONTWRITEBYTECODE", "1"))
 }
 
 /// Cargo compiles as this user; only the tests themselves run as root.
