@@ -232,7 +232,8 @@ def _decode(form: object, value: object, path: str) -> object:
         return _object(form, value, path)
     if form is float and _is_int(value):
         return float(typing.cast(int, value))
-    if isinstance(form, type) and isinstance(value, form) and (form is not int or _is_int(value)):
+    # Before Python 3.11, `tuple[int, ...]` says that it is a type.
+    if origin is None and isinstance(form, type) and isinstance(value, form) and (form is not int or _is_int(value)):
         return value
     raise DecodeError(f"{path}: {_kind(value)} is not what the API says")
 
