@@ -155,7 +155,7 @@ def _check_settings() -> bool:
         well = False
     for address in resolved.addresses:
         try:
-            client = resolved.client(address, timeout=5.0)
+            client = resolved.client(address, timeout=10.0)
             readiness = client.ready()
             models = ", ".join(f"{model.model} at epoch {model.epoch}" for model in client.models())
         except (ReplicatorError, ValueError) as error:

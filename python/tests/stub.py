@@ -104,7 +104,7 @@ class Stub:
         self._server = _UnixServer(self.address, Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
 
-    def wait(self, count: int, seconds: float = 5.0) -> list[Asked]:
+    def wait(self, count: int, seconds: float = 30.0) -> list[Asked]:
         """Waits for that many requests in all."""
         with self._came:
             if not self._came.wait_for(lambda: len(self.asked) >= count, seconds):

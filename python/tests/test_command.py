@@ -29,7 +29,7 @@ class Case(unittest.TestCase):
         environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **variables}
         return subprocess.run(
             [sys.executable, "-m", "replicator_client", *arguments],
-            cwd=PACKAGE, env=environment, capture_output=True, text=True, timeout=60,
+            cwd=PACKAGE, env=environment, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
 
 

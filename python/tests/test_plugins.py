@@ -79,7 +79,7 @@ class Case(unittest.TestCase):
     def flush(self) -> None:
         for made in self.posters:
             if made._poster is not None:
-                self.assertTrue(made._poster.flush(5))
+                self.assertTrue(made._poster.flush(30))
 
 
 class Vllm(Case):

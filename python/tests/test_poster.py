@@ -48,7 +48,7 @@ class Case(unittest.TestCase):
         self.logger.addHandler(self.heard)
 
     def poster(
-        self, *addresses: str, nodes: Callable[[int], Sequence[str]] = lambda ranks: NODES[:ranks], timeout: float = 5.0
+        self, *addresses: str, nodes: Callable[[int], Sequence[str]] = lambda ranks: NODES[:ranks], timeout: float = 30.0
     ) -> Poster:
         endpoints = [Endpoint(address, lambda address=address: Client(address, timeout=timeout)) for address in addresses]  # type: ignore[misc]
         made = Poster("m", nodes, endpoints, log=OnceLog(self.logger), outbox=Impatient)
@@ -70,9 +70,9 @@ class Posting(Case):
             poster = self.poster(stub.address)
             before = time.time_ns() // 1000
             post(poster, {0: [0, 1], 1: [1, 0]}, full=True)
-            self.assertTrue(poster.flush(5))
+            self.assertTrue(poster.flush(30))
             post(poster, {1: [0, 1]})
-            self.assertTrue(poster.flush(5))
+            self.assertTrue(poster.flush(30))
             put, patch = stub.asked
         self.assertEqual((put.method, put.path, rows(put)), ("PUT", "/v1/models/m/map", {0: [0, 1], 1: [1, 0]}))
         self.assertNotIn("partial", put.body)
@@ -84,7 +84,7 @@ class Posting(Case):
         gate = threading.Event()
 
         def slow(asked: Asked) -> Reply:
-            gate.wait(5)
+            gate.wait(60)
             return installed(asked)
 
         with Stub(slow) as stub:
@@ -94,19 +94,19 @@ class Posting(Case):
             for last in range(1, 101):
                 post(poster, {last % 3: [0, 1] if last % 2 else [1, 0]})
             gate.set()
-            self.assertTrue(poster.flush(5))
+            self.assertTrue(poster.flush(30))
             # 99 is the last of layer 0, 100 that of layer 1, 98 that of layer 2.
             self.assertEqual([rows(asked) for asked in stub.asked[1:]], [{0: [0, 1], 1: [1, 0], 2: [1, 0]}])
 
     def test_the_caller_never_waits(self) -> None:
         gate = threading.Event()
-        with Stub(lambda asked: Reply() if gate.wait(5) else Reply()) as stub:
+        with Stub(lambda asked: Reply() if gate.wait(60) else Reply()) as stub:
             poster = self.poster(stub.address)
             post(poster, {0: [0, 1]}, full=True)
             start = time.monotonic()
             for number in range(1000):
                 post(poster, {number: [0, 1]})
-            self.assertLess(time.monotonic() - start, 2.0)
+            self.assertLess(time.monotonic() - start, 10.0)
             gate.set()
 
     def test_endpoints_do_not_wait_for_each_other(self) -> None:
@@ -127,9 +127,9 @@ class Posting(Case):
         with Stub(installed) as stub:
             poster = self.poster(stub.address, nodes=lambda ranks: ("a", "b", "c", "d")[:ranks])
             post(poster, {0: [0, 1]}, full=True)
-            poster.flush(5)
+            poster.flush(30)
             post(poster, {0: [0, 1, 1, 0]}, ranks=4)
-            self.assertTrue(poster.flush(5))
+            self.assertTrue(poster.flush(30))
             self.assertEqual([asked.method for asked in stub.asked], ["PUT", "PUT"])
             self.assertEqual([rank["node"] for rank in stub.asked[1].body["ranks"]], ["a", "b", "c", "d"])
 
@@ -141,10 +141,10 @@ class Trouble(Case):
         with Stub(lambda asked: waiting.pop(0) if waiting else installed(asked)) as stub:
             poster = self.poster(stub.address)
             post(poster, {0: [0, 1]}, full=True)
-            self.assertTrue(poster.flush(10), self.heard.lines)
+            self.assertTrue(poster.flush(30), self.heard.lines)
             if layers_after is not None:
                 post(poster, layers_after)
-                self.assertTrue(poster.flush(10), self.heard.lines)
+                self.assertTrue(poster.flush(30), self.heard.lines)
             return list(stub.asked)
 
     def test_it_tries_until_it_is_taken(self) -> None:
@@ -172,9 +172,9 @@ class Trouble(Case):
         with Stub(forgetful) as stub:
             poster = self.poster(stub.address)
             post(poster, {0: [0, 1], 1: [0, 1]}, full=True)
-            poster.flush(5)
+            poster.flush(30)
             post(poster, {1: [1, 0]})
-            self.assertTrue(poster.flush(5))
+            self.assertTrue(poster.flush(30))
         self.assertEqual([one.method for one in asked], ["PUT", "PATCH", "PUT"])
         self.assertEqual(rows(asked[2]), {0: [0, 1], 1: [1, 0]})
 
@@ -188,7 +188,8 @@ class Trouble(Case):
     def test_retry_after(self) -> None:
         start = time.monotonic()
         self.run_through([problem("no-room", 503, {"Retry-After": "50"})])
-        self.assertTrue(0.5 <= time.monotonic() - start < 5.0)
+        # A hundredth of it, and of the second of jitter.
+        self.assertGreaterEqual(time.monotonic() - start, 0.5)
 
     def test_nothing_is_raised_whatever_is_posted(self) -> None:
         with Stub(installed) as stub:
@@ -196,7 +197,7 @@ class Trouble(Case):
             for layers in ({"a": [0]}, None, {9999: [0, 1]}):
                 poster.post(layers, ranks=2, logical_experts=2, full=False)  # type: ignore[arg-type]
             post(poster, {0: [0, 1]}, full=True)
-            self.assertTrue(poster.flush(5))
+            self.assertTrue(poster.flush(30))
             self.assertEqual(rows(stub.asked[0]), {0: [0, 1]})
         self.assertGreaterEqual(len(self.heard.lines), 2)
 
@@ -216,13 +217,13 @@ class Trouble(Case):
         with Stub(installed) as stub:
             poster = self.poster(stub.address)
             post(poster, {0: [0, 1], 1: [0, -1]}, full=True)
-            poster.flush(5)
+            poster.flush(30)
             for _ in range(3):
                 post(poster, {1: [1, -1]})
-                self.assertTrue(poster.flush(5))
+                self.assertTrue(poster.flush(30))
             self.assertEqual(len(stub.asked), 1)
             post(poster, {1: [1, 0]})
-            self.assertTrue(poster.flush(5))
+            self.assertTrue(poster.flush(30))
             self.assertEqual(rows(stub.asked[1]), {1: [1, 0]})
         self.assertEqual(self.heard.lines, ["layer 1 of m is left out: no slot has expert 1"])
 
@@ -238,7 +239,7 @@ class Ending(Case):
             post(poster, {0: [0, 1]}, full=True)
             time.sleep(0.05)
             post(poster, {0: [1, 0]})
-            self.assertTrue(poster.close(5))
+            self.assertTrue(poster.close(30))
             self.assertEqual([rows(asked) for asked in stub.asked], [{0: [0, 1]}, {0: [1, 0]}])
             post(poster, {0: [0, 1]})
             self.assertTrue(poster.close(1))
@@ -246,12 +247,12 @@ class Ending(Case):
 
     def test_closing_does_not_wait_for_one_that_does_not_answer(self) -> None:
         gate = threading.Event()
-        with Stub(lambda asked: Reply() if gate.wait(5) else Reply()) as stub:
+        with Stub(lambda asked: Reply() if gate.wait(60) else Reply()) as stub:
             poster = self.poster(stub.address)
             post(poster, {0: [0, 1]}, full=True)
-            stub_came = time.monotonic()
+            start = time.monotonic()
             self.assertFalse(poster.close(0.3))
-            self.assertLess(time.monotonic() - stub_came, 2.0)
+            self.assertLess(time.monotonic() - start, 10.0)
             gate.set()
 
     def test_closing_ends_a_pause(self) -> None:
@@ -259,7 +260,7 @@ class Ending(Case):
         post(poster, {0: [0, 1]}, full=True)
         time.sleep(0.2)
         threads = [thread for thread in threading.enumerate() if thread.name.startswith("replicator-")]
-        self.assertFalse(poster.close(2.0))
+        self.assertFalse(poster.close(30.0))
         self.assertFalse(any(thread.is_alive() for thread in threads))
 
     def test_a_process_that_ends_flushes(self) -> None:
@@ -273,7 +274,7 @@ class Ending(Case):
         package = Path(__file__).parent.parent
         with Stub(installed) as stub:
             done = subprocess.run(
-                [sys.executable, "-c", script, stub.address], cwd=package, timeout=30, capture_output=True, text=True
+                [sys.executable, "-c", script, stub.address], cwd=package, timeout=120, capture_output=True, text=True
             )
             self.assertEqual((done.returncode, done.stderr), (0, ""))
             self.assertEqual(len(stub.asked), 1)
@@ -284,7 +285,7 @@ class Forking(Case):
         with Stub(installed) as stub:
             poster = self.poster(stub.address)
             post(poster, {0: [0, 1], 1: [0, 1]}, full=True)
-            self.assertTrue(poster.flush(5))
+            self.assertTrue(poster.flush(30))
             with warnings.catch_warnings():
                 # Later Pythons say that forking with threads is dangerous, which is what this is about.
                 warnings.simplefilter("ignore")
@@ -296,13 +297,13 @@ class Forking(Case):
                         status = 1
                         try:
                             post(poster, {1: [1, 0]})
-                            status = 0 if poster.flush(5) else 2
+                            status = 0 if poster.flush(30) else 2
                         finally:
                             os._exit(status)
             self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 0)
             self.assertEqual([(asked.method, rows(asked)) for asked in stub.asked[1:]], [("PATCH", {1: [1, 0]})])
             post(poster, {0: [1, 0]})
-            self.assertTrue(poster.flush(5))
+            self.assertTrue(poster.flush(30))
             self.assertEqual(rows(stub.asked[2]), {0: [1, 0]})
 
 
