@@ -36,7 +36,7 @@ enum Command {
         #[arg(long)]
         release: bool,
     },
-    /// Formatting, clippy, unit tests and, as root, the integration tests
+    /// Formatting, clippy, unit tests, the Python package and, as root, the integration tests
     Test {
         /// Run only the integration tests whose name contains this, or with `demo` the demo too
         filter: Option<String>,

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::artifact::{self, Layout, OBJECT_VARIABLE, Profile, Warnings};
 use crate::demo;
-use crate::process::{self, Privilege, cargo, sudo_arguments};
+use crate::process::{self, Privilege, cargo, command, sudo_arguments};
 use crate::setup::Toolchain;
 
 /// The environment variable that tells the integration tests which `replicator` to run.
@@ -27,6 +27,7 @@ const OTHER_LAYOUT_VARIABLE: &str = "REPLICATOR_OTHER_LAYOUT_BIN";
 pub(crate) fn run(toolchain: &Toolchain, filter: Option<&str>) -> Result<()> {
     let mut steps = Steps { done: 0, color: stderr().is_terminal() && env::var_os("NO_COLOR").is_none() };
     steps.run("formatting", || process::run(cargo().args(["fmt", "--all", "--check"])))?;
+    steps.run("the Python package", python)?;
     steps.run("clippy", || {
         process::run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "--deny=warnings"]))
     })?;
@@ -57,6 +58,14 @@ pub(crate) fn run(toolchain: &Toolchain, filter: Option<&str>) -> Result<()> {
         steps.run("the demo, as root", || demo::rehearse(&replicator))?;
     }
     Ok(())
+}
+
+/// The Python package's tests. Set-up brings Python with what the test with scapy needs.
+fn python() -> Result<()> {
+    let mut python = command("python3");
+    python.args(["-m", "unittest", "discover", "-s", "python/tests", "-t", "python"]);
+    // Nothing is left in the tree, whoever runs this.
+    process::run(python.current_dir(process::workspace()).env("PYTHONDONTWRITEBYTECODE", "1"))
 }
 
 /// Cargo compiles as this user; only the tests themselves run as root.

@@ -1,0 +1,3 @@
+class MixtureOfExperts:
+    num_logical_experts: int
+    num_local_physical_experts: int
