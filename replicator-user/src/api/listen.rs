@@ -86,7 +86,7 @@ pub enum ApiError {
 #[derive(Debug)]
 pub(super) struct UnixSocket {
     pub(super) listener: UnixListener,
-    file: SocketFile,
+    _file: SocketFile,
 }
 
 /// TCP with TLS for those who have the token.
@@ -134,7 +134,7 @@ impl UnixSocket {
             socket.listen(BACKLOG)?;
             socket.set_nonblocking(true)?;
             let listener = UnixListener::from_std(std::os::unix::net::UnixListener::from(socket))?;
-            Ok(Self { listener, file })
+            Ok(Self { listener, _file: file })
         };
         listen().map_err(error)
     }

@@ -22,9 +22,9 @@ use prometheus_client::{
 use replicator_common::outcome::{Outcome, Unit};
 
 use super::{
-    problem::Refused,
+    problem::{KernelProblems, Refused},
     router::App,
-    types::{Code, NeighborList, Problem, Stats, StatusReport},
+    types::{Code, NeighborList, Stats, StatusReport},
 };
 use crate::daemon::status::NeighborResolution;
 
@@ -66,8 +66,7 @@ impl Requests {
 #[utoipa::path(get, path = "/metrics", responses(
     (status = 200, description = "OpenMetrics 1.0", body = String,
         content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8"),
-    (status = 500, description = "internal", body = Problem, content_type = "application/problem+json"),
-    (status = 503, description = "ending", body = Problem, content_type = "application/problem+json"),
+    KernelProblems,
 ))]
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Refused> {
     let sample = Sample {
