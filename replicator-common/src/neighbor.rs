@@ -127,8 +127,9 @@ impl SourcePrefix {
 pub struct Settings {
     /// Peer of the veth that this host's programs send into; 0 where there is none. Frames from it need no admission.
     pub origin_ifindex: u32,
-    /// Always 0.
-    pub zero: u32,
+    /// What marks the frames of this load, so that a daemon that adopts the maps finds it; 0 in maps that have none yet.
+    /// The programs have it as a constant.
+    pub cookie: u32,
 }
 
 const _: () = assert!(size_of::<Neighbor>() == 64);

@@ -4,7 +4,7 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, ArrayOfMaps, DevMap, HashMap, LpmTrie, PerCpuArray},
+    btf_maps::{Array, ArrayOfMaps, DevMap, HashMap, LpmTrie, PerCpuArray, ProgramArray},
     macros::btf_map,
 };
 use replicator_common::{
@@ -76,6 +76,10 @@ pub(crate) static SOURCE_PREFIXES: LpmTrie<SourcePrefix, u32, MAX_SOURCE_PREFIXE
 /// Fan-out maps: how many copies leave on which device.
 #[btf_map]
 pub(crate) static FANOUTS: ArrayOfMaps<DevMap<1>, FANOUT_MAPS> = ArrayOfMaps::new();
+
+/// `rewrite` of the load that takes over from this one; empty otherwise.
+#[btf_map]
+pub(crate) static SUCCESSOR: ProgramArray<1> = ProgramArray::new();
 
 /// Frames whose copies are on their way, by sequence.
 #[btf_map]

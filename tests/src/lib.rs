@@ -1,5 +1,6 @@
 //! What the integration tests and the demo stand on: hosts on this machine, and the daemon in one of them.
 
+pub mod api;
 pub mod bier;
 pub mod lab;
 pub mod player;

@@ -197,7 +197,8 @@ impl Rig {
             .collect();
         let local = self.local.as_ref().filter(|_| birt.has_local()).map(|(device, _)| device.ifindex);
         let id = BiftId::new(id).context("20 bits")?;
-        Ok(self.datapath.install(&[id], &birt.compile(), &places, local)?)
+        self.datapath.install(&[id], &birt.compile(), &places, local)?;
+        Ok(())
     }
 
     /// A frame of the sender's to this host by way of a device: DSCP 46 and ECN 1, which must survive, to table `id`.

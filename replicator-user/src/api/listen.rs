@@ -89,6 +89,24 @@ pub(super) struct UnixSocket {
     _file: SocketFile,
 }
 
+/// Removes the socket that a daemon left when it was killed. One that a process listens on is left alone.
+///
+/// # Errors
+/// Where it cannot be removed.
+pub fn remove_left(path: &Path) -> Result<(), ApiError> {
+    if !path.exists() && !SocketLock::path(path).exists() {
+        return Ok(());
+    }
+    let _lock = match SocketLock::take(path) {
+        Err(ApiError::Taken { .. }) => return Ok(()),
+        other => other?,
+    };
+    match remove_stale(path) {
+        Err(ApiError::Taken { .. } | ApiError::NoSocket { .. }) => Ok(()),
+        other => other,
+    }
+}
+
 /// TCP with TLS for those who have the token.
 pub(super) struct Tls {
     pub(super) listener: TcpListener,
@@ -151,10 +169,15 @@ impl Drop for SocketFile {
 }
 
 impl SocketLock {
-    fn take(socket: &Path) -> Result<Self, ApiError> {
-        let error = |source| ApiError::Socket { path: socket.to_owned(), source };
+    fn path(socket: &Path) -> PathBuf {
         let mut path = socket.to_owned();
         path.as_mut_os_string().push(".lock");
+        path
+    }
+
+    fn take(socket: &Path) -> Result<Self, ApiError> {
+        let error = |source| ApiError::Socket { path: socket.to_owned(), source };
+        let path = Self::path(socket);
         loop {
             let mut options = OpenOptions::new();
             options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);

@@ -21,7 +21,7 @@ mod tests;
 mod token;
 pub mod types;
 
-pub use listen::ApiError;
+pub use listen::{ApiError, remove_left};
 pub use router::document;
 pub use server::{Listeners, Server};
 pub use token::TokenError;

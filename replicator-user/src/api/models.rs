@@ -215,8 +215,7 @@ async fn install(app: &App, model: Model, request: Request, extent: Extent) -> R
     }
     let started = Instant::now();
     let installed = match (extent, map.is_partial()) {
-        (Extent::Full, false) => app.control.replace(map).await?,
-        (Extent::Layers, true) => app.control.patch(map).await?,
+        (Extent::Full, false) | (Extent::Layers, true) => app.control.take(map).await?,
         (Extent::Full, true) => {
             let message = "a map with some layers is sent with PATCH to .../layers; PUT takes a full map";
             return Err(Refusal::fault("partial", message).into());

@@ -121,6 +121,8 @@ pub struct StatusReport {
     pub bift_ids: usize,
     /// Superseded tables in force.
     pub superseded: usize,
+    /// Superseded tables that had to make room before their time, since the daemon started.
+    pub retired_early: u64,
     /// Whether something could not be put in step with the host yet and is tried again.
     pub behind: bool,
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use replicator_common::{
-    limits::{MAX_COUNTED_DEVICES, MAX_DEVICES, MAX_UNCOUNTED_MEMBERS},
+    limits::{MAX_COPIES, MAX_COUNTED_DEVICES, MAX_DEVICES, MAX_UNCOUNTED_MEMBERS},
     table::{LEVELS, LOCAL_MEMBER, MEMBER_WORDS, Share, fanout_rule, level},
 };
 
@@ -111,6 +111,28 @@ pub fn layout(devices: &[u32], local: Option<u32>) -> Result<Layout, LayoutError
 }
 
 impl FanOutGroup {
+    /// The group of a table that is in force, by its rule and shares, of which the first `remote` are not this host's;
+    /// `None` where [`layout`] makes no such shares.
+    pub fn of(rule: u8, shares: &[Share], remote: usize) -> Option<Self> {
+        let (shares, local) = shares.split_at_checked(remote)?;
+        let (rule, devices) = match rule {
+            fanout_rule::EXACT => (Rule::Exact, 0..=1),
+            fanout_rule::ROUNDED => (Rule::Rounded, 2..=MAX_COUNTED_DEVICES),
+            fanout_rule::WHOLE => (Rule::Whole, MAX_COUNTED_DEVICES + 1..=MAX_DEVICES),
+            _ => return None,
+        };
+        let ascending = shares.windows(2).all(|pair| pair[0].ifindex < pair[1].ifindex);
+        let most = |share: &Share| share.members.iter().map(|word| word.count_ones()).sum();
+        let group = Self {
+            rule,
+            devices: shares.iter().map(|share| (share.ifindex, most(share))).collect(),
+            local: local.first().map(|share| share.ifindex),
+        };
+        let members: u32 = group.devices.iter().map(|(_, most)| most).sum();
+        let fits = devices.contains(&shares.len()) && local.len() <= 1 && members as usize <= MAX_COPIES;
+        (ascending && fits).then_some(group)
+    }
+
     /// Counts (or levels of counts) that are told apart on a device with at most `most` copies, 0 among them.
     fn radix(&self, most: u32) -> u32 {
         match self.rule {
@@ -358,6 +380,26 @@ mod tests {
                 assert_eq!(unlike.len(), maps.len());
             }
         }
+    }
+
+    #[test]
+    fn a_group_is_found_again_from_the_shares() {
+        for devices in [&[][..], &[(4, 3)], &[(3, 5), (7, 1)], &[(1, 2), (2, 1), (3, 1), (4, 57)]] {
+            for local in [None, Some(9)] {
+                let layout = layout(&on(devices), local).unwrap();
+                let (rule, remote) = (layout.group.rule as u8, layout.remote_shares.into());
+                assert_eq!(FanOutGroup::of(rule, &layout.shares, remote), Some(layout.group.clone()));
+                assert_eq!(FanOutGroup::of(3, &layout.shares, remote), None);
+                assert_eq!(FanOutGroup::of(rule, &layout.shares, layout.shares.len() + 1), None);
+                let other = if devices.len() < 2 { Rule::Whole } else { Rule::Exact };
+                assert_eq!(FanOutGroup::of(other as u8, &layout.shares, remote), None);
+            }
+        }
+        let two = layout(&on(&[(3, 5), (7, 1)]), None).unwrap();
+        assert_eq!(FanOutGroup::of(fanout_rule::ROUNDED, &[two.shares[1], two.shares[0]], 2), None, "order");
+        let all = Share { members: [u64::MAX; MEMBER_WORDS], ifindex: 8, stride: 1 };
+        assert_eq!(FanOutGroup::of(fanout_rule::ROUNDED, &[two.shares[0], all], 2), None, "too many members");
+        assert_eq!(FanOutGroup::of(fanout_rule::EXACT, &[all, all, all], 1), None, "two of this host");
     }
 
     #[test]

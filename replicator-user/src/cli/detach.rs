@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    config,
+    api, config,
     daemon::{lock::Lock, status},
     datapath::{DatapathError, Pins},
     host::{Netlink, origin},
@@ -57,6 +57,9 @@ impl Detach {
                 Some(name) => origin::remove(&Netlink::open()?, &name).await?,
                 None => false,
             };
+            if let Some(socket) = status.as_ref().and_then(|status| status.api_socket.as_deref()) {
+                api::remove_left(socket)?;
+            }
             status::remove(&status_path)?;
             let names = devices.iter().map(|device| {
                 let known = status.as_ref().and_then(|status| {

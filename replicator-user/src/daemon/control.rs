@@ -22,8 +22,7 @@ pub struct Control {
 /// What can be asked.
 #[derive(Debug)]
 pub(crate) enum Request {
-    Replace(ExpertMap, Reply<Result<Installed, Refusal>>),
-    Patch(ExpertMap, Reply<Result<Installed, Refusal>>),
+    Take(ExpertMap, Reply<Result<Installed, Refusal>>),
     Delete(String, Reply<Result<Deleted, Refusal>>),
     Models(Reply<ModelList>),
     Map(String, Reply<Result<ExpertMap, Refusal>>),
@@ -50,20 +49,13 @@ impl Control {
         answer.await.map_err(|_| Refusal::Ending)
     }
 
-    /// Puts a full map in force, in place of the model's last one. Answers when every table is in the kernel.
+    /// Puts a map in force: a full one in place of the model's last one, a partial one in place of some of its layers.
+    /// Answers when every table is in the kernel.
     ///
     /// # Errors
     /// Where it is refused; nothing has changed then.
-    pub async fn replace(&self, map: ExpertMap) -> Result<Installed, Refusal> {
-        self.ask(|reply| Request::Replace(map, reply)).await?
-    }
-
-    /// Puts some layers in force. As [`replace`](Self::replace).
-    ///
-    /// # Errors
-    /// Where it is refused; nothing has changed then.
-    pub async fn patch(&self, map: ExpertMap) -> Result<Installed, Refusal> {
-        self.ask(|reply| Request::Patch(map, reply)).await?
+    pub async fn take(&self, map: ExpertMap) -> Result<Installed, Refusal> {
+        self.ask(|reply| Request::Take(map, reply)).await?
     }
 
     /// Takes all tables of a model out of force.

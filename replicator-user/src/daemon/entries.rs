@@ -37,6 +37,20 @@ pub(super) fn neighbor(config: &config::Neighbor, resolution: &Resolution) -> Op
     Some(entry)
 }
 
+/// Whether an entry is of this neighbor: of the same node, whatever else is known of it.
+pub(super) fn is_of(entry: &Neighbor, config: &config::Neighbor) -> bool {
+    let same_node = match config.hop {
+        NextHop::Udp { address, udp_port, .. } => {
+            entry.destination_ip == octets(address) && entry.udp_port == udp_port.to_be_bytes()
+        }
+        NextHop::Ethernet { mac, .. } => entry.macs[..6] == mac.octets(),
+    };
+    same_node
+        && entry.encapsulation == config.encapsulation() as u8
+        && usize::from(entry.tag_count) == config.tags.len()
+        && entry.tags == tags(&config.tags)
+}
+
 /// The entries of this host's own stack. Copies come from the other end's address: with the host's own or a remote
 /// source, common `rp_filter` and `accept_local` settings would lose them. They go to the node's address, or else to the
 /// stack's end.
@@ -162,6 +176,28 @@ node-tables:
         assert_eq!((entry.ifindex, entry.encapsulation, entry.tag_count), (4, 0, 0));
         let pending = Resolution::Pending { reason: Reason::Underspecified };
         assert_eq!(neighbor(&config().neighbors[0], &pending), None);
+    }
+
+    #[test]
+    fn an_entry_is_known_by_its_node_alone() {
+        let config = config();
+        let ready = |ifindex, last| Resolution::Ready {
+            ifindex,
+            source_mac: mac(1),
+            destination_mac: mac(last),
+            source_ip: Some([10, 0, 0, 1].into()),
+        };
+        let [udp, ethernet] = [0, 1].map(|index| neighbor(&config.neighbors[index], &ready(4, 2)).unwrap());
+        assert!(is_of(&udp, &config.neighbors[0]) && is_of(&ethernet, &config.neighbors[1]));
+        assert!(!is_of(&udp, &config.neighbors[1]) && !is_of(&ethernet, &config.neighbors[0]));
+        let elsewhere = neighbor(&config.neighbors[0], &ready(9, 7)).unwrap();
+        assert!(
+            is_of(&Neighbor { hop_limit: 1, ..elsewhere }, &config.neighbors[0]),
+            "device, MAC, hop limit"
+        );
+        assert!(!is_of(&Neighbor { udp_port: [0, 9], ..udp }, &config.neighbors[0]));
+        let untagged = Neighbor { tag_count: 0, tags: Default::default(), ..ethernet };
+        assert!(!is_of(&untagged, &config.neighbors[1]));
     }
 
     #[test]

@@ -22,6 +22,9 @@ pub struct Status {
     pub version: String,
     /// The origin pair's end in the stack, where there is one.
     pub origin: Option<String>,
+    /// Where the control API is; a daemon that was killed leaves it.
+    #[serde(default)]
+    pub api_socket: Option<PathBuf>,
     /// Where `replicate` is attached.
     pub interfaces: Vec<InterfaceStatus>,
     /// Remote neighbors, in the order of the configuration.
@@ -99,8 +102,12 @@ pub struct TableStatus {
 /// The status file of the replicator with this pin path. There may be several on a host.
 pub fn path(pin_path: &Path) -> PathBuf {
     let folder = env::var_os("RUNTIME_DIRECTORY").map_or_else(|| RUNTIME_DIRECTORY.into(), PathBuf::from);
-    let name = pin_path.to_string_lossy().trim_matches('/').replace('-', "--").replace('/', "-");
-    folder.join(format!("{name}.json"))
+    folder.join(format!("{}.json", instance(pin_path)))
+}
+
+/// What files of the replicator with this pin path are called.
+pub(super) fn instance(pin_path: &Path) -> String {
+    pin_path.to_string_lossy().trim_matches('/').replace('-', "--").replace('/', "-")
 }
 
 /// Reads a status file; `None` where there is none.
@@ -146,8 +153,13 @@ pub fn remove(path: &Path) -> Result<(), DaemonError> {
         }
     }
     if path.parent() == Some(Path::new(RUNTIME_DIRECTORY)) {
-        // Others' files keep it, and so does a service manager that owns it.
-        let _ = fs::remove_dir(RUNTIME_DIRECTORY);
+        remove_folder();
     }
     Ok(())
+}
+
+/// Removes the folder if nothing is in it.
+pub(super) fn remove_folder() {
+    // Others' files keep it, and so does a service manager that owns it.
+    let _ = fs::remove_dir(RUNTIME_DIRECTORY);
 }

@@ -4,6 +4,7 @@ use std::{fs, io, path::PathBuf};
 
 use tracing::warn;
 
+use super::status;
 use crate::{
     config::Config,
     datapath::Pins,
@@ -12,7 +13,8 @@ use crate::{
 
 /// The things that were not there before.
 pub(super) struct Undo {
-    pin_path: Option<PathBuf>,
+    pin_path: PathBuf,
+    pin_path_is_new: bool,
     origin: Option<String>,
 }
 
@@ -27,26 +29,32 @@ impl Undo {
             Some(name) if link::named(netlink, name).await?.is_none() => Some(name.to_owned()),
             _ => None,
         };
-        Ok(Self { pin_path: Some(config.pin_path.clone()).filter(|path| !path.exists()), origin })
+        let pin_path = config.pin_path.clone();
+        Ok(Self { pin_path_is_new: !pin_path.exists(), pin_path, origin })
     }
 
     /// Takes back what was made. Whoever asks has another error to tell: one in here is only logged.
     pub(super) async fn take_back(self) {
-        if let Some(path) = self.pin_path {
+        let (path, pins) = (&self.pin_path, Pins::new(&self.pin_path));
+        if self.pin_path_is_new {
             // Programs first; it may not have come to any.
-            let _ = Pins::new(&path).remove_all();
-            match fs::remove_dir_all(&path) {
+            let _ = pins.remove_all();
+            match fs::remove_dir_all(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     warn!("cannot remove {}: {error}", path.display());
                 }
                 _ => {}
             }
+        } else if let Err(error) = pins.withdraw() {
+            warn!("{error}");
         }
         if let Some(name) = self.origin
             && let Err(error) = remove_origin(&name).await
         {
             warn!("{error}");
         }
+        // The control socket was in it.
+        status::remove_folder();
     }
 }
 

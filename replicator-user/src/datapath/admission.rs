@@ -41,6 +41,27 @@ impl Admission {
         })
     }
 
+    /// Reads what an earlier daemon put there.
+    pub(super) fn adopt(&mut self) -> Result<(), DatapathError> {
+        let error = |source| DatapathError::Map { name: ENDPOINTS, source };
+        for entry in self.endpoints.iter() {
+            let (Endpoint { kind, address }, roles) = entry.map_err(error)?;
+            self.known.insert((kind, address), roles);
+        }
+        let error = |source| DatapathError::Map { name: PREFIXES, source };
+        let keys = self.prefixes.keys().collect::<Result<Vec<_>, _>>().map_err(error)?;
+        for key in keys {
+            // A copy: the key's fields are not aligned.
+            let (bits, prefix) = (key.prefix_len(), key.data());
+            match bits.checked_sub(SourcePrefix::KIND_BITS) {
+                Some(length) => self.known_prefixes.push((prefix, length)),
+                // No prefix of addresses of one kind.
+                None => self.prefixes.remove(&key).map_err(error)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Makes these the endpoints with a role.
     ///
     /// # Errors

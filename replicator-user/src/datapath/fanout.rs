@@ -61,7 +61,7 @@ impl FanOuts {
                 return Err(DatapathError::Full { what: "fan-out maps", need: indices });
             }
         };
-        if let Err(error) = self.make(range.start, wanted) {
+        if let Err(error) = self.make([(range.start, wanted)]) {
             self.pool.give(range, now);
             return Err(error);
         }
@@ -69,16 +69,41 @@ impl FanOuts {
         Ok(range.start)
     }
 
+    /// A table of an earlier daemon's uses the group, whose maps begin at `first`. False where that cannot be.
+    pub(super) fn claim(&mut self, first: u32, wanted: &FanOutGroup) -> bool {
+        if let Some(group) = self.groups.get_mut(wanted) {
+            group.users += 1;
+            return group.first == first;
+        }
+        self.groups.insert(wanted.clone(), Group { first, users: 1 });
+        self.pool.claim(first, wanted.len() as usize).is_some()
+    }
+
+    /// Makes all maps again: with this load's `rewrite`, and with devices that came back while no daemon ran.
+    pub(super) fn remake(&self) -> Result<(), DatapathError> {
+        self.make(self.groups.iter().map(|(group, state)| (state.first, group)))
+    }
+
+    /// Index of the group's first map, where it is there.
+    pub(super) fn first(&self, group: &FanOutGroup) -> Option<u32> {
+        self.groups.get(group).map(|group| group.first)
+    }
+
+    /// The share of the indices that is taken or at rest. What no table uses is there for the next.
+    pub(super) fn pressure(&self) -> f64 {
+        let unused = self.groups.iter().filter(|(_, state)| state.users == 0).map(|(group, _)| group.len());
+        f64::from(self.pool.occupied() - unused.sum::<u32>()) / f64::from(self.pool.len())
+    }
+
     /// A device that was gone is back under its number. The kernel emptied its entries when it went
     /// (`dev_map_notification` in kernel/bpf/devmap.c): the maps with it are made again.
-    pub(super) fn refill(&mut self, ifindex: u32) -> Result<(), DatapathError> {
-        for (group, Group { first, .. }) in &self.groups {
-            let on_it = |&(device, _): &(u32, u32)| device == ifindex;
-            if group.local == Some(ifindex) || group.devices.iter().any(on_it) {
-                self.make(*first, group)?;
-            }
-        }
-        Ok(())
+    pub(super) fn refill(&self, ifindex: u32) -> Result<(), DatapathError> {
+        let on_it = |group: &FanOutGroup| {
+            group.local == Some(ifindex) || group.devices.iter().any(|&(device, _)| device == ifindex)
+        };
+        self.make(
+            self.groups.iter().filter(|(group, _)| on_it(group)).map(|(group, state)| (state.first, group)),
+        )
     }
 
     /// A table less uses the group. Its maps stay for the next one.
@@ -98,8 +123,13 @@ impl FanOuts {
         });
     }
 
-    fn make(&self, first: u32, group: &FanOutGroup) -> Result<(), DatapathError> {
-        let wanted: Vec<_> = (first..).zip(group.maps()).filter(|(_, copies)| !copies.is_empty()).collect();
+    /// Makes the maps of groups, each with its first index.
+    fn make<'g>(
+        &self,
+        groups: impl IntoIterator<Item = (u32, &'g FanOutGroup)>,
+    ) -> Result<(), DatapathError> {
+        let maps = groups.into_iter().flat_map(|(first, group)| (first..).zip(group.maps()));
+        let wanted: Vec<_> = maps.filter(|(_, copies)| !copies.is_empty()).collect();
         for batch in wanted.chunks(BATCH) {
             let maps = batch.iter().map(|(_, copies)| self.fan_out(copies)).collect::<Result<Vec<_>, _>>()?;
             let indices: Vec<u32> = batch.iter().map(|(index, _)| *index).collect();

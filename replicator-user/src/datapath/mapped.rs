@@ -86,6 +86,11 @@ impl<T: Pod> MappedArray<T> {
         // SAFETY: as in `write`; every bit pattern is a value.
         unsafe { self.at(index).as_ptr().read_volatile() }
     }
+
+    /// Reads an entry, where there is one at this index.
+    pub(super) fn get(&self, index: u32) -> Option<T> {
+        ((index as usize) < self.entries).then(|| self.read(index))
+    }
 }
 
 impl MappedArray<Live> {

@@ -1,17 +1,21 @@
 //! The programs and maps in the kernel: loaded, filled, attached, pinned, read.
 
 mod admission;
+mod adoption;
 mod attachment;
 mod counters;
 mod fanout;
+mod grace;
 mod mapped;
 mod neighbors;
 pub mod object;
 mod pins;
 mod pool;
+mod successor;
 mod tables;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     io,
     path::PathBuf,
     time::{Duration, Instant},
@@ -20,7 +24,7 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Map, MapError},
-    programs::{ProgramError, Xdp, links::LinkError},
+    programs::{ProgramError, ProgramFd, Xdp, links::LinkError},
 };
 use replicator_common::{
     bier::BiftId,
@@ -32,7 +36,7 @@ pub use admission::Admission;
 pub use attachment::{Attached, Mode};
 pub use counters::{Counters, NeighborTraffic, OutcomeCount};
 pub use pins::Pins;
-pub use tables::MemberPlace;
+pub use tables::{MemberPlace, Prepared};
 
 use fanout::FanOuts;
 use mapped::MappedArray;
@@ -146,6 +150,15 @@ pub enum DatapathError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The object could not be read.
+    #[error("cannot read the eBPF object: {0}; build it with `cargo xtask build`")]
+    Object(#[source] aya_obj::ParseError),
+    /// What is pinned is another build's.
+    #[error(
+        "the maps in {0} have another layout than those of this build: ask the build that loaded them, or start the \
+         daemon of this one, which takes over"
+    )]
+    OtherLayout(PathBuf),
     /// Nothing is pinned.
     #[error("no replicator is loaded: nothing is pinned in {0}; start one with `replicator run`")]
     NotLoaded(PathBuf),
@@ -177,7 +190,10 @@ pub struct Datapath {
     fan_outs: FanOuts,
     admission: Admission,
     settings: MappedArray<Settings>,
+    rewrite: ProgramFd,
     attached: Vec<Attached>,
+    /// Whether the maps are pinned.
+    pinned: bool,
     started: Instant,
 }
 
@@ -187,30 +203,48 @@ impl Datapath {
     /// # Errors
     /// Where the kernel refuses one of them.
     pub fn load(object: &[u8], options: &LoadOptions) -> Result<Self, DatapathError> {
-        let log_level = if options.trace_drops { aya_log_level::INFO } else { aya_log_level::OFF };
         let cookie = cookie().map_err(|source| DatapathError::Pin { path: "/dev/urandom".into(), source })?;
-        let mut ebpf = EbpfLoader::new()
+        let mut datapath = Self::open(object, options, cookie, &BTreeMap::new())?;
+        datapath.settings.write(0, Settings { origin_ifindex: 0, cookie });
+        Ok(datapath)
+    }
+
+    /// Loads the programs, over those maps that are pinned.
+    fn open(
+        object: &[u8],
+        options: &LoadOptions,
+        cookie: u32,
+        pinned: &BTreeMap<String, PathBuf>,
+    ) -> Result<Self, DatapathError> {
+        let log_level = if options.trace_drops { aya_log_level::INFO } else { aya_log_level::OFF };
+        let mut loader = EbpfLoader::new();
+        loader
             .override_global("COOKIE", &cookie, true)
             .override_global("UDP_PORT", &options.udp_port, true)
-            .override_global("AYA_LOG_LEVEL", &log_level, true)
-            .load(object)
-            .map_err(DatapathError::Load)?;
+            .override_global("AYA_LOG_LEVEL", &log_level, true);
+        for (name, path) in pinned {
+            loader.map_pin_path(name, path.as_path());
+        }
+        let mut ebpf = loader.load(object).map_err(DatapathError::Load)?;
         for name in [REPLICATE, REWRITE] {
             let program = xdp(&mut ebpf, name)?;
             without_signals(|| program.load())
                 .map_err(|source| DatapathError::Program { program: name, source: Box::new(source) })?;
         }
-        let rewrite = xdp(&mut ebpf, REWRITE)?
-            .fd()
-            .and_then(|fd| Ok(fd.try_clone()?))
-            .map_err(|source| DatapathError::Program { program: REWRITE, source: Box::new(source) })?;
+        let mut rewrite = || {
+            let program = xdp(&mut ebpf, REWRITE)?.fd().and_then(|fd| Ok(fd.try_clone()?));
+            program.map_err(|source| DatapathError::Program { program: REWRITE, source: Box::new(source) })
+        };
+        let (rewrite, own_rewrite) = (rewrite()?, rewrite()?);
         Ok(Self {
             tables: Tables::new(&ebpf)?,
             neighbors: Neighbors::new(&ebpf)?,
             fan_outs: FanOuts::new(&mut ebpf, rewrite)?,
             admission: Admission::new(&mut ebpf)?,
             settings: MappedArray::new("SETTINGS", map(&ebpf, "SETTINGS")?)?,
+            rewrite: own_rewrite,
             attached: Vec::new(),
+            pinned: false,
             started: Instant::now(),
             ebpf,
         })
@@ -245,7 +279,8 @@ impl Datapath {
 
     /// Frames received by this device come from this host's own programs; 0 for none.
     pub fn set_origin(&mut self, ifindex: u32) {
-        self.settings.write(0, Settings { origin_ifindex: ifindex, zero: 0 });
+        let settings = self.settings.read(0);
+        self.settings.write(0, Settings { origin_ifindex: ifindex, ..settings });
     }
 
     /// Who may send, and which addresses are this host's.
@@ -261,9 +296,19 @@ impl Datapath {
         self.neighbors.set(id, neighbor, self.started.elapsed())
     }
 
+    /// What is known of each neighbor, by id.
+    pub fn neighbors(&self) -> Vec<(u32, Neighbor)> {
+        self.neighbors.in_force()
+    }
+
+    /// Ids of the neighbors that tables in force have as members.
+    pub fn named_neighbors(&self) -> BTreeSet<u32> {
+        self.tables.neighbors()
+    }
+
     /// Puts a table in force under its BIFT-ids, in place of those they name now: a frame meets the old table or the
     /// new one. `places` has neighbor and device of each remote member, member 1 first; `local` the device of this
-    /// host's stack.
+    /// host's stack. Returns false where the ids named this very table already.
     ///
     /// # Errors
     /// Where there is no room or the members cannot be served. Whatever the ids name stays in force then.
@@ -273,8 +318,38 @@ impl Datapath {
         bift: &Bift,
         places: &[MemberPlace],
         local: Option<u32>,
-    ) -> Result<(), DatapathError> {
+    ) -> Result<bool, DatapathError> {
         self.tables.install(&mut self.fan_outs, ids, bift, places, local, self.started)
+    }
+
+    /// The first half of [`Self::install`]: writes everything where no frame looks. Whoever prepares all tables of a
+    /// change before publishing the first knows that none of them can fail any more.
+    ///
+    /// # Errors
+    /// As [`Self::install`].
+    pub fn prepare(
+        &mut self,
+        bift: &Bift,
+        places: &[MemberPlace],
+        local: Option<u32>,
+    ) -> Result<Prepared, DatapathError> {
+        self.tables.prepare(&mut self.fan_outs, bift, places, local, self.started)
+    }
+
+    /// The second half: one word for each id. Tables that no id names any more give back their room; without ids this
+    /// one does.
+    pub fn publish(&mut self, prepared: Prepared, ids: &[BiftId]) {
+        self.tables.publish(&mut self.fan_outs, prepared, ids, self.started);
+    }
+
+    /// Gives back the room of a table that is not to be published.
+    pub fn discard(&mut self, prepared: Prepared) {
+        self.tables.discard(&mut self.fan_outs, prepared, self.started);
+    }
+
+    /// How full the fullest of all tables is, from 0 to 1. What rests counts.
+    pub fn pressure(&self) -> f64 {
+        self.tables.pressure().max(self.neighbors.pressure()).max(self.fan_outs.pressure())
     }
 
     /// Takes the table of a BIFT-id out of force.
@@ -333,11 +408,16 @@ fn without_signals<T>(load: impl FnOnce() -> T) -> T {
     result
 }
 
-/// A number that no other load has.
+/// A number that no other load has, and not 0.
 fn cookie() -> io::Result<u32> {
-    let mut bytes = [0; 4];
-    io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
-    Ok(u32::from_ne_bytes(bytes))
+    let mut random = std::fs::File::open("/dev/urandom")?;
+    loop {
+        let mut bytes = [0; 4];
+        io::Read::read_exact(&mut random, &mut bytes)?;
+        if bytes != [0; 4] {
+            return Ok(u32::from_ne_bytes(bytes));
+        }
+    }
 }
 
 fn xdp<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, DatapathError> {

@@ -23,6 +23,29 @@ impl Neighbors {
         })
     }
 
+    /// Finds what an earlier daemon put in force. An id that names no place, or one that another names, names none from
+    /// now on: its copies are counted as unresolved rather than sent elsewhere.
+    pub(super) fn adopt(&mut self) {
+        for id in 0..self.ids.len() as u32 {
+            if let Some(place) = self.ids.live(id).place()
+                && self.pool.claim(place, 1).is_none()
+            {
+                self.ids.publish(id, Live::NONE);
+            }
+        }
+    }
+
+    /// Ids with what is known of their neighbors.
+    pub(super) fn in_force(&self) -> Vec<(u32, Neighbor)> {
+        let entry = |id| Some((id, self.entries.read(self.ids.live(id).place()?)));
+        (0..self.ids.len() as u32).filter_map(entry).collect()
+    }
+
+    /// The share of the places that is taken or at rest.
+    pub(super) fn pressure(&self) -> f64 {
+        f64::from(self.pool.occupied()) / f64::from(self.pool.len())
+    }
+
     pub(super) fn set(
         &mut self,
         id: u32,

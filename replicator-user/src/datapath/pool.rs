@@ -11,6 +11,7 @@ use std::{
 pub(super) struct Pool {
     /// Start -> end of each free range; neighboring ranges are joined.
     free: BTreeMap<u32, u32>,
+    entries: u32,
     /// Given back, oldest first, with the time from which they may be taken.
     resting: VecDeque<(Duration, Range<u32>)>,
     rest: Duration,
@@ -19,7 +20,36 @@ pub(super) struct Pool {
 impl Pool {
     /// A pool of so many entries, whose entries rest for `rest` after use.
     pub(super) fn new(entries: usize, rest: Duration) -> Self {
-        Self { free: BTreeMap::from([(0, entries as u32)]), resting: VecDeque::new(), rest }
+        let entries = entries as u32;
+        Self { free: BTreeMap::from([(0, entries)]), entries, resting: VecDeque::new(), rest }
+    }
+
+    /// Takes these very entries, which an earlier daemon took. `None` where they are not there, or not free.
+    pub(super) fn claim(&mut self, start: u32, entries: usize) -> Option<Range<u32>> {
+        let range = start..start.checked_add(u32::try_from(entries).ok()?)?;
+        if range.is_empty() {
+            return Some(range);
+        }
+        let (&free, &until) =
+            self.free.range(..=start).next_back().filter(|&(_, &until)| until >= range.end)?;
+        self.free.remove(&free);
+        if free < range.start {
+            self.free.insert(free, range.start);
+        }
+        if range.end < until {
+            self.free.insert(range.end, until);
+        }
+        Some(range)
+    }
+
+    /// Entries that are taken or at rest.
+    pub(super) fn occupied(&self) -> u32 {
+        self.entries - self.free.iter().map(|(start, end)| end - start).sum::<u32>()
+    }
+
+    /// All entries.
+    pub(super) const fn len(&self) -> u32 {
+        self.entries
     }
 
     /// Takes `entries` neighboring entries: the first place with room. `None` where there is none at this time.
@@ -88,6 +118,28 @@ mod tests {
             }
             assert_eq!(pool.take(9, at(1000)), Some(0..9), "{order:?}");
         }
+    }
+
+    #[test]
+    fn what_is_claimed_is_taken() {
+        let mut pool = Pool::new(10, REST);
+        assert_eq!(pool.claim(4, 3), Some(4..7));
+        assert_eq!(pool.claim(0, 1), Some(0..1));
+        assert_eq!(pool.occupied(), 4);
+        for (start, entries) in
+            [(4, 1), (3, 2), (6, 2), (0, 10), (9, 2), (10, 1), (u32::MAX, 1), (u32::MAX, 2)]
+        {
+            assert_eq!(pool.claim(start, entries), None, "{entries} at {start}");
+        }
+        assert_eq!(pool.claim(u32::MAX, 0), Some(u32::MAX..u32::MAX), "nothing is nowhere");
+        assert_eq!(
+            (pool.take(4, at(0)), pool.take(3, at(0)), pool.take(3, at(0))),
+            (None, Some(1..4), Some(7..10))
+        );
+        assert_eq!(pool.occupied(), pool.len());
+        pool.give(4..7, at(0));
+        assert_eq!(pool.occupied(), 10, "at rest");
+        assert_eq!((pool.take(3, at(1000)), pool.occupied()), (Some(4..7), 10));
     }
 
     #[test]

@@ -308,6 +308,11 @@ impl Models {
 }
 
 impl Plan {
+    /// The own BIFT-ids of tables that newer ones take the place of.
+    pub fn superseded(&self) -> impl Iterator<Item = BiftId> {
+        self.older.iter().map(|(id, _)| *id)
+    }
+
     fn new(before: Option<&Model>, map: ExpertMap, new: BTreeMap<u16, LayerTable>) -> Self {
         let none = BTreeMap::new();
         let old = before.map_or(&none, |before| &before.tables);

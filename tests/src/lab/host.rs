@@ -36,7 +36,7 @@ const SYSCTLS: [(&str, &str); 4] = [
 
 /// A host on this machine. Clones are the same host; it is gone when the last clone, thread and socket in it are.
 ///
-/// It has a /sys of its own (with the host's devices), an empty /sys/fs/bpf and an empty /run.
+/// It has a /sys of its own (with the host's devices), an empty /sys/fs/bpf, an empty /run and an empty /var/lib.
 #[derive(Clone, Debug)]
 pub struct Host(Arc<Namespaces>);
 
@@ -204,7 +204,9 @@ fn new_namespaces() -> Result<[OwnedFd; 3]> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .context("cannot make the mounts private")?;
     // A sysfs shows the devices of the network namespace it was mounted in.
-    for (kind, target) in [("sysfs", "/sys"), ("bpf", "/sys/fs/bpf"), ("tmpfs", "/run")] {
+    for (kind, target) in
+        [("sysfs", "/sys"), ("bpf", "/sys/fs/bpf"), ("tmpfs", "/run"), ("tmpfs", "/var/lib")]
+    {
         mount(kind, target, kind, MountFlags::empty(), None)
             .with_context(|| format!("cannot mount a {kind} on {target}"))?;
     }

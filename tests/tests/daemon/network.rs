@@ -279,7 +279,7 @@ impl Stream {
 }
 
 /// Sets the flags when it goes.
-struct Stopper<'a>([&'a AtomicBool; 2]);
+pub(crate) struct Stopper<'a>(pub(crate) [&'a AtomicBool; 2]);
 
 impl Drop for Stopper<'_> {
     fn drop(&mut self) {

@@ -89,7 +89,7 @@ async fn answer(mut queue: mpsc::Receiver<Request>, changed: watch::Sender<u64>,
         };
         // Whoever asked may have gone.
         let _ = match request {
-            Request::Replace(map, reply) | Request::Patch(map, reply) => reply.send(install(map)).is_ok(),
+            Request::Take(map, reply) => reply.send(install(map)).is_ok(),
             Request::Delete(model, reply) => reply.send(models.remove(&model, now)).is_ok(),
             Request::Models(reply) => {
                 reply.send(crate::api::types::ModelList { models: models.summaries() }).is_ok()
