@@ -143,6 +143,10 @@ impl Collector for Sample {
         gauges(&mut encoder, "replicator_model_epoch", "Newest epoch of each model", "model", epochs)?;
         let version = [(status.version.as_str(), 1.0)].into_iter();
         gauges(&mut encoder, "replicator_build_info", "The daemon's version", "version", version)?;
+        let name = "replicator_superseded_tables_retired_early";
+        let help = "Older tables that had to make room before their time";
+        let early = ConstCounter::new(status.retired_early);
+        early.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
         for (name, help, value) in [
             ("replicator_bift_ids", "BIFT-ids in force", status.bift_ids as f64),
             (

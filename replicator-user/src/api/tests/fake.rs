@@ -120,6 +120,7 @@ fn status(models: &Models) -> StatusReport {
         configured_tables: 1,
         bift_ids: 6,
         superseded: models.superseded(),
+        retired_early: 3,
         behind: false,
     }
 }

@@ -261,6 +261,7 @@ async fn metrics_name_outcomes_neighbors_and_models_alone() {
         "replicator_build_info{version=\"1.2.3\"} 1.0",
         "replicator_bift_ids 6.0",
         "replicator_superseded_tables 0.0",
+        "replicator_superseded_tables_retired_early_total 3",
         "replicator_uptime_seconds 12.5",
         "replicator_map_requests_total{method=\"PUT\",code=\"200\"} 1",
         "replicator_map_requests_total{method=\"PUT\",code=\"409\"} 1",
