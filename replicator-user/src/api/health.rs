@@ -6,9 +6,9 @@ use axum::{Json, extract::State, http::StatusCode};
 use tokio::time::timeout;
 
 use super::{
-    problem::Refused,
+    problem::{LoopProblems, Refused},
     router::App,
-    types::{Code, Problem, Readiness},
+    types::{Code, Readiness},
 };
 
 pub(super) const ALIVE: &str = "/livez";
@@ -17,8 +17,7 @@ pub(super) const READY: &str = "/readyz";
 /// Whether the daemon's loop answers
 #[utoipa::path(get, path = "/livez", responses(
     (status = 200, description = "It does", body = String, content_type = "text/plain"),
-    (status = 500, description = "It does not: internal", body = Problem, content_type = "application/problem+json"),
-    (status = 503, description = "It ends: ending", body = Problem, content_type = "application/problem+json"),
+    LoopProblems,
 ))]
 pub(super) async fn alive(State(app): State<Arc<App>>) -> Result<&'static str, Refused> {
     readiness(&app).await.map(|_| "ok")
@@ -28,8 +27,7 @@ pub(super) async fn alive(State(app): State<Arc<App>>) -> Result<&'static str, R
 #[utoipa::path(get, path = "/readyz", responses(
     (status = 200, description = "They can", body = Readiness),
     (status = 503, description = "They cannot; what is missing", body = Readiness),
-    (status = 500, description = "The daemon's loop does not answer: internal", body = Problem,
-        content_type = "application/problem+json"),
+    LoopProblems,
 ))]
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<(StatusCode, Json<Readiness>), Refused> {
     let readiness = readiness(&app).await?;

@@ -86,7 +86,7 @@ pub enum ApiError {
 #[derive(Debug)]
 pub(super) struct UnixSocket {
     pub(super) listener: UnixListener,
-    file: SocketFile,
+    _file: SocketFile,
 }
 
 /// Removes the socket that a daemon left when it was killed. One that a process listens on is left alone.
@@ -152,7 +152,7 @@ impl UnixSocket {
             socket.listen(BACKLOG)?;
             socket.set_nonblocking(true)?;
             let listener = UnixListener::from_std(std::os::unix::net::UnixListener::from(socket))?;
-            Ok(Self { listener, file })
+            Ok(Self { listener, _file: file })
         };
         listen().map_err(error)
     }

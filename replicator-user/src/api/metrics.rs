@@ -22,9 +22,9 @@ use prometheus_client::{
 use replicator_common::outcome::{Outcome, Unit};
 
 use super::{
-    problem::Refused,
+    problem::{KernelProblems, Refused},
     router::App,
-    types::{Code, NeighborList, Problem, Stats, StatusReport},
+    types::{Code, NeighborList, Stats, StatusReport},
 };
 use crate::daemon::status::NeighborResolution;
 
@@ -66,8 +66,7 @@ impl Requests {
 #[utoipa::path(get, path = "/metrics", responses(
     (status = 200, description = "OpenMetrics 1.0", body = String,
         content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8"),
-    (status = 500, description = "internal", body = Problem, content_type = "application/problem+json"),
-    (status = 503, description = "ending", body = Problem, content_type = "application/problem+json"),
+    KernelProblems,
 ))]
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Refused> {
     let sample = Sample {
@@ -144,6 +143,10 @@ impl Collector for Sample {
         gauges(&mut encoder, "replicator_model_epoch", "Newest epoch of each model", "model", epochs)?;
         let version = [(status.version.as_str(), 1.0)].into_iter();
         gauges(&mut encoder, "replicator_build_info", "The daemon's version", "version", version)?;
+        let name = "replicator_superseded_tables_retired_early";
+        let help = "Older tables that had to make room before their time";
+        let early = ConstCounter::new(status.retired_early);
+        early.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
         for (name, help, value) in [
             ("replicator_bift_ids", "BIFT-ids in force", status.bift_ids as f64),
             (

@@ -4,6 +4,7 @@
 //! request that concerns the datapath goes through [`Control`](crate::daemon::control::Control) to the daemon's loop.
 
 mod body;
+pub mod client;
 mod connections;
 mod health;
 mod limits;
@@ -15,6 +16,8 @@ mod router;
 mod server;
 mod stall;
 mod state;
+#[cfg(test)]
+mod tests;
 mod token;
 pub mod types;
 

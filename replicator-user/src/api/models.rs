@@ -1,4 +1,5 @@
 //! Models: their maps, epochs and BIFT-ids.
+#![expect(unused_qualifications, reason = "what `utoipa::path` expands to has them")]
 
 use std::{
     borrow::Cow,
@@ -24,11 +25,13 @@ use utoipa::{
 
 use super::{
     limits::{DEFAULT_WAIT, MAX_WAIT, RETRY_AFTER},
-    problem::Refused,
+    problem::{
+        AnyProblems, DeleteProblems, LayersProblems, MapProblems, ModelProblems, Refused, WaitProblems,
+    },
     router::App,
-    types::{Code, Deleted, Epochs, Installed, ModelList, Problem},
+    types::{Code, Deleted, Epochs, Installed, ModelList},
 };
-use crate::{config::quoted, daemon::control::Refusal, map::ExpertMap};
+use crate::{config::quoted, map::ExpertMap, models::Refusal};
 
 type Model = Result<Path<String>, PathRejection>;
 
@@ -64,15 +67,7 @@ enum Extent {
     params(("model" = String, Path, description = "Its name, percent-encoded: the one in the map")),
     responses(
         (status = 200, description = "The layers of the map", body = Installed),
-        (status = 400, description = "bad-request", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "timeout", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "stale-epoch, configured", body = Problem,
-            content_type = "application/problem+json"),
-        (status = 413, description = "too-large", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "invalid-map", body = Problem, content_type = "application/problem+json"),
-        (status = 500, description = "internal", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "no-room, ending", body = Problem, content_type = "application/problem+json"),
-        (status = 507, description = "storage", body = Problem, content_type = "application/problem+json"),
+        MapProblems,
     ))]
 pub(super) async fn replace(State(app): State<Arc<App>>, model: Model, request: Request) -> Response {
     let answer = install(&app, model, request, Extent::Full).await;
@@ -86,16 +81,7 @@ pub(super) async fn replace(State(app): State<Arc<App>>, model: Model, request: 
     params(("model" = String, Path, description = "Its name, percent-encoded: the one in the map")),
     responses(
         (status = 200, description = "The layers of the map", body = Installed),
-        (status = 400, description = "bad-request", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "unknown-model", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "timeout", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "stale-epoch, configured", body = Problem,
-            content_type = "application/problem+json"),
-        (status = 413, description = "too-large", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "invalid-map", body = Problem, content_type = "application/problem+json"),
-        (status = 500, description = "internal", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "no-room, ending", body = Problem, content_type = "application/problem+json"),
-        (status = 507, description = "storage", body = Problem, content_type = "application/problem+json"),
+        LayersProblems,
     ))]
 pub(super) async fn patch(State(app): State<Arc<App>>, model: Model, request: Request) -> Response {
     let answer = install(&app, model, request, Extent::Layers).await;
@@ -107,11 +93,7 @@ pub(super) async fn patch(State(app): State<Arc<App>>, model: Model, request: Re
     params(("model" = String, Path, description = "Its name, percent-encoded")),
     responses(
         (status = 200, description = "It is out of force", body = Deleted),
-        (status = 404, description = "unknown-model", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "configured", body = Problem, content_type = "application/problem+json"),
-        (status = 500, description = "internal", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "ending", body = Problem, content_type = "application/problem+json"),
-        (status = 507, description = "storage", body = Problem, content_type = "application/problem+json"),
+        DeleteProblems,
     ))]
 pub(super) async fn delete(State(app): State<Arc<App>>, model: Model) -> Response {
     let delete = async { Ok::<_, Refused>(app.control.delete(name(model)?).await?) };
@@ -122,7 +104,7 @@ pub(super) async fn delete(State(app): State<Arc<App>>, model: Model) -> Respons
 /// The models there are
 #[utoipa::path(get, path = "/v1/models", responses(
     (status = 200, description = "In the order of their names", body = ModelList),
-    (status = 503, description = "ending", body = Problem, content_type = "application/problem+json"),
+    AnyProblems,
 ))]
 pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<ModelList>, Refused> {
     Ok(Json(app.control.models().await?))
@@ -133,8 +115,7 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<ModelList>,
     params(("model" = String, Path, description = "Its name, percent-encoded")),
     responses(
         (status = 200, description = "A full map with the newest epoch", body = MapDocument),
-        (status = 404, description = "unknown-model", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "ending", body = Problem, content_type = "application/problem+json"),
+        ModelProblems,
     ))]
 pub(super) async fn map(State(app): State<Arc<App>>, model: Model) -> Result<Response, Refused> {
     let map = app.control.map(name(model)?).await?;
@@ -147,8 +128,7 @@ pub(super) async fn map(State(app): State<Arc<App>>, model: Model) -> Result<Res
     params(("model" = String, Path, description = "Its name, percent-encoded")),
     responses(
         (status = 200, description = "As they are now", body = Epochs),
-        (status = 404, description = "unknown-model", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "ending", body = Problem, content_type = "application/problem+json"),
+        ModelProblems,
     ))]
 pub(super) async fn epochs(State(app): State<Arc<App>>, model: Model) -> Result<Json<Epochs>, Refused> {
     Ok(Json(app.control.epochs(name(model)?).await?))
@@ -170,9 +150,7 @@ pub(super) struct Wait {
     responses(
         (status = 200, description = "All layers; with `after`, unchanged where the wait was over first",
             body = Installed),
-        (status = 400, description = "bad-request", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "unknown-model", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "no-room, ending", body = Problem, content_type = "application/problem+json"),
+        WaitProblems,
     ))]
 pub(super) async fn bift_ids(
     State(app): State<Arc<App>>,
@@ -233,18 +211,18 @@ async fn install(app: &App, model: Model, request: Request, extent: Extent) -> R
         let (in_path, in_map) = (quoted(&model), quoted(map.model()));
         let message =
             format!("is {in_map}, and the path says {in_path}; send the map to its own model's path");
-        return Err(Refused::fault("model", message));
+        return Err(Refusal::fault("model", message).into());
     }
     let started = Instant::now();
     let installed = match (extent, map.is_partial()) {
         (Extent::Full, false) | (Extent::Layers, true) => app.control.take(map).await?,
         (Extent::Full, true) => {
             let message = "a map with some layers is sent with PATCH to .../layers; PUT takes a full map";
-            return Err(Refused::fault("partial", message));
+            return Err(Refusal::fault("partial", message).into());
         }
         (Extent::Layers, false) => {
             let message = "PATCH takes a map with `partial: true`; a full map is sent with PUT to .../map";
-            return Err(Refused::fault("partial", message));
+            return Err(Refusal::fault("partial", message).into());
         }
     };
     app.requests.installed(started.elapsed());

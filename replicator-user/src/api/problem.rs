@@ -1,15 +1,18 @@
 //! What becomes of a refusal: a problem (RFC 9457), its status, and when to come again.
 
+use std::collections::BTreeMap;
+
 use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use utoipa::{
+    IntoResponses, ToSchema as _,
+    openapi::{self, ContentBuilder, Ref, RefOr, ResponseBuilder},
+};
 
 use super::types::{Code, Problem};
-use crate::{
-    daemon::control::Refusal,
-    map::{Fault, Faults},
-};
+use crate::{map::Faults, models::Refusal};
 
 /// The media type of problems.
 pub(super) const MEDIA_TYPE: &str = "application/problem+json";
@@ -58,6 +61,54 @@ impl Problem {
     }
 }
 
+/// Names for sets of problems, for the description of the API.
+macro_rules! problems {
+    ($($(#[$doc:meta])* $name:ident: $($code:ident)*;)*) => { $(
+        $(#[$doc])*
+        pub(super) struct $name;
+
+        impl IntoResponses for $name {
+            fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+                described(&[$(Code::$code),*])
+            }
+        }
+    )* };
+}
+
+problems! {
+    /// Of a request for a full map.
+    MapProblems: BadRequest Unauthorized Timeout StaleEpoch Configured TooLarge InvalidMap Internal NoRoom Ending Storage;
+    /// Of a request for some layers.
+    LayersProblems: BadRequest Unauthorized UnknownModel Timeout StaleEpoch Configured TooLarge InvalidMap Internal
+        NoRoom Ending Storage;
+    /// Of a request to delete a model.
+    DeleteProblems: BadRequest Unauthorized UnknownModel Configured Internal Ending Storage;
+    /// Of a question about a model.
+    ModelProblems: BadRequest Unauthorized UnknownModel Internal Ending;
+    /// Of one that waits.
+    WaitProblems: BadRequest Unauthorized UnknownModel NoRoom Ending;
+    /// Of a question that the kernel has to answer.
+    KernelProblems: Unauthorized Internal Ending;
+    /// Of any question.
+    AnyProblems: Unauthorized Ending;
+    /// Of a question about health.
+    LoopProblems: Internal Ending;
+}
+
+/// The answers with these codes, those with one status together.
+fn described(codes: &[Code]) -> BTreeMap<String, RefOr<openapi::Response>> {
+    let mut names = BTreeMap::<u16, Vec<String>>::new();
+    for code in codes {
+        let name = serde_json::to_value(code).ok().and_then(|name| Some(name.as_str()?.to_owned()));
+        names.entry(code.status()).or_default().extend(name);
+    }
+    let content = || ContentBuilder::new().schema(Some(Ref::from_schema_name(Problem::name()))).build();
+    let response = |names: Vec<String>| {
+        ResponseBuilder::new().description(names.join(", ")).content(MEDIA_TYPE, content()).build()
+    };
+    names.into_iter().map(|(status, names)| (status.to_string(), response(names).into())).collect()
+}
+
 /// An answer that is a problem.
 #[derive(Debug)]
 pub(super) struct Refused {
@@ -76,12 +127,6 @@ impl Refused {
     pub(super) fn no_room(detail: impl Into<String>, retry_after: u64) -> Self {
         let header = Some((header::RETRY_AFTER, retry_after.into()));
         Self { header, ..Self::new(Code::NoRoom, detail) }
-    }
-
-    /// One fault of a map, at `path`.
-    pub(super) fn fault(path: &str, message: impl Into<String>) -> Self {
-        let fault = Fault { path: path.to_owned(), message: message.into() };
-        Faults { faults: vec![fault], more: 0 }.into()
     }
 
     pub(super) fn status(&self) -> u16 {

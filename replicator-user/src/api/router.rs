@@ -19,10 +19,10 @@ use super::{
     limits::Limits,
     metrics::{self, Requests},
     models,
-    problem::Refused,
+    problem::{KernelProblems, Refused},
     state,
     token::Token,
-    types::Code,
+    types::{Code, Problem},
 };
 use crate::daemon::control::Control;
 
@@ -57,10 +57,13 @@ impl App {
 }
 
 #[derive(utoipa::OpenApi)]
-#[openapi(info(
-    title = "replicator",
-    description = "Control of the XDP multicast replicator of one host: expert maps, epochs, BIFT-ids, counts."
-))]
+#[openapi(
+    info(
+        title = "replicator",
+        description = "Control of the XDP multicast replicator of one host: expert maps, epochs, BIFT-ids, counts."
+    ),
+    components(schemas(Problem))
+)]
 struct Description;
 
 fn described() -> OpenApiRouter<Arc<App>> {
@@ -107,7 +110,10 @@ pub(super) fn router(app: Arc<App>, token: Option<Token>) -> Router {
 }
 
 /// This document
-#[utoipa::path(get, path = "/openapi.json", responses((status = 200, description = "OpenAPI 3.1", body = Object)))]
+#[utoipa::path(get, path = "/openapi.json", responses(
+    (status = 200, description = "OpenAPI 3.1", body = Object),
+    KernelProblems,
+))]
 async fn openapi() -> Result<Response, Refused> {
     let document = document().map_err(|error| Refused::new(Code::Internal, error.to_string()))?;
     Ok(axum::Json(document).into_response())

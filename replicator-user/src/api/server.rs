@@ -39,7 +39,7 @@ const OUT_OF_RESOURCES: Duration = Duration::from_millis(200);
 pub struct Listeners {
     unix: UnixSocket,
     tls: Option<Tls>,
-    limits: Limits,
+    pub(super) limits: Limits,
 }
 
 /// A server that answers. Where it is dropped it ends at once.

@@ -92,7 +92,7 @@ mod tests {
         // One who reads slowly keeps it going.
         let read = async {
             for _ in 0..5 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                sleep(Duration::from_millis(20)).await;
                 far.read_exact(&mut [0; 4]).await.unwrap();
             }
         };

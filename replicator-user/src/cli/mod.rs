@@ -1,5 +1,6 @@
 //! The command line: one file for each command.
 
+mod api;
 pub mod check;
 mod detach;
 pub mod doctor;
@@ -10,6 +11,7 @@ mod send;
 mod signal;
 mod stats;
 mod status;
+mod top;
 
 use std::{
     error::Error,
@@ -43,11 +45,12 @@ enum Command {
     Check(check::Args),
     Status(status::StatusArgs),
     Stats(stats::Stats),
+    Top(top::Top),
     Detach(detach::Detach),
     Doctor(doctor::Doctor),
     Send(send::SendArgs),
     Receive(receive::ReceiveArgs),
-    /// Make, show and compare expert maps; needs no root and no running replicator
+    /// Make, show and compare expert maps, put them in force and follow them
     #[command(subcommand)]
     Map(map::Map),
     /// Print a completion script for a shell
@@ -79,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args, &mut io::stdout(), &mut io::stderr()).map_err(Into::into),
         Command::Status(status) => status.run(),
         Command::Stats(stats) => stats.run(),
+        Command::Top(top) => top.run(),
         Command::Detach(detach) => detach.run(),
         Command::Doctor(doctor) => doctor.run(),
         Command::Send(send) => send.run(),

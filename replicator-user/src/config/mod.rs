@@ -30,6 +30,7 @@ use replicator_common::{
 };
 
 pub use address::{AddressError, InterfaceName, Link, MacAddr, Source};
+pub(crate) use api::DEFAULT_SOCKET;
 pub use api::{Api, Tcp};
 pub(crate) use document::check_brackets;
 pub(crate) use fault::quoted;

@@ -21,7 +21,7 @@ pub struct Control {
 
 /// What can be asked.
 #[derive(Debug)]
-pub(super) enum Request {
+pub(crate) enum Request {
     Take(ExpertMap, Reply<Result<Installed, Refusal>>),
     Delete(String, Reply<Result<Deleted, Refusal>>),
     Models(Reply<ModelList>),
@@ -34,11 +34,11 @@ pub(super) enum Request {
     Readiness(Reply<Readiness>),
 }
 
-pub(super) type Reply<T> = oneshot::Sender<T>;
+pub(crate) type Reply<T> = oneshot::Sender<T>;
 
 impl Control {
     /// A control and the requests that come by it. `changes` counts up whenever a model's tables change.
-    pub(super) fn new(changes: watch::Receiver<u64>) -> (Self, mpsc::Receiver<Request>) {
+    pub(crate) fn new(changes: watch::Receiver<u64>) -> (Self, mpsc::Receiver<Request>) {
         let (requests, queue) = mpsc::channel(QUEUE);
         (Self { requests, changes }, queue)
     }

@@ -107,6 +107,11 @@ impl ExpertMap {
         &self.layers
     }
 
+    /// This map at another epoch, of [`MAX_EPOCH`] at most.
+    pub fn at_epoch(self, epoch: u64) -> Self {
+        Self { epoch: epoch.min(MAX_EPOCH), ..self }
+    }
+
     /// This map with the layers of a later one in place of its own, at the later one's epoch. Model, experts and ranks
     /// are the same in both.
     #[must_use]

@@ -1,4 +1,7 @@
-//! `replicator map`: expert maps as files.
+//! `replicator map`: expert maps, as files and in force.
+
+mod push;
+mod watch;
 
 use std::{
     collections::BTreeMap,
@@ -6,6 +9,7 @@ use std::{
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
+    str::FromStr,
 };
 
 use anyhow::Context as _;
@@ -13,7 +17,10 @@ use clap::{Args, Subcommand};
 use replicator_common::limits::MAX_EXPERT_TABLES;
 use serde::Serialize;
 
-use super::check::{columns, row};
+use super::{
+    api::{Api, block_on},
+    check::{columns, row},
+};
 use crate::map::{self, Diff, ExpertMap, Format, Import, MAX_BYTES};
 
 #[derive(Subcommand)]
@@ -24,25 +31,64 @@ pub(super) enum Map {
     Import(ImportArgs),
     /// Say what is in an expert map
     Show {
-        /// The map
-        file: PathBuf,
+        /// The map: a file, or live:MODEL for the one in force
+        #[arg(value_name = "MAP")]
+        map: Source,
         /// Print JSON
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        api: Api,
     },
     /// Say which experts change nodes from one map to another
     ///
     /// Epochs, and moves between ranks of one node, are no differences. Exit status: 0 none, 1 some, 2 something
     /// failed.
     Diff {
-        /// The map before
-        old: PathBuf,
-        /// The map after
-        new: PathBuf,
+        /// The map before: a file, or live:MODEL for the one in force
+        old: Source,
+        /// The map after: the same
+        new: Source,
         /// Print JSON
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        api: Api,
     },
+    Push(push::PushArgs),
+    Watch(watch::WatchArgs),
+}
+
+/// Where a map is.
+#[derive(Clone)]
+pub(super) enum Source {
+    File(PathBuf),
+    /// In force; the model.
+    Live(String),
+}
+
+impl FromStr for Source {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("live:") {
+            Some("") => Err("`live:` wants a model's name behind it"),
+            Some(model) => Ok(Self::Live(model.to_owned())),
+            None => Ok(Self::File(text.into())),
+        }
+    }
+}
+
+impl Source {
+    fn load(&self, api: &Api) -> anyhow::Result<ExpertMap> {
+        match self {
+            Self::File(file) => load(file),
+            Self::Live(model) => {
+                let client = api.client()?;
+                block_on(async { Ok(client.map(model).await?) })
+            }
+        }
+    }
 }
 
 #[derive(Args)]
@@ -95,15 +141,17 @@ impl Map {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
             Self::Import(args) => args.run(),
-            Self::Show { file, json } => {
-                let summary = Summary::of(&load(&file)?);
+            Self::Show { map, json, api } => {
+                let summary = Summary::of(&map.load(&api)?);
                 print(&summary, json)?;
                 Ok(ExitCode::SUCCESS)
             }
-            Self::Diff { old, new, json } => {
+            Self::Push(args) => args.run(),
+            Self::Watch(args) => args.run(),
+            Self::Diff { old, new, json, api } => {
                 // As diff(1): 1 says that there are differences.
                 let compared = || {
-                    let diff = map::diff(&load(&old)?, &load(&new)?);
+                    let diff = map::diff(&old.load(&api)?, &new.load(&api)?);
                     print(&DiffReport(&diff), json)?;
                     anyhow::Ok(diff.is_empty())
                 };

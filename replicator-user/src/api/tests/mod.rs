@@ -1,0 +1,8 @@
+//! The server against a loop without a datapath. Answers are read byte by byte, not by the code under test.
+
+mod fake;
+mod hostile;
+mod random;
+mod routes;
+mod socket;
+mod tls;
