@@ -31,6 +31,8 @@ const SLOTS_PER_RANK: usize = 10;
 const SELECTED: usize = 4;
 /// Copies on their way at most: a veth's ring holds 256 frames. A copy carries at least one of the bits that are counted.
 const WINDOW: u64 = 160;
+/// Tokens in a millisecond at most. The machine is to carry the load and still have time for maps.
+const TOKENS_PER_MILLISECOND: u32 = 8;
 /// Time without an arrival after which what is on its way is lost.
 const SILENCE: Duration = Duration::from_secs(2);
 
@@ -145,8 +147,11 @@ impl<'c> Load<'c> {
             self.cluster.sender.run(|| Ok(Dispatcher::open(&transport, &settings)?)).unwrap();
         let mut random = Random(7);
         let (mut sent, mut bits): (Vec<Sent>, _) = (Vec::new(), arrived.load(Ordering::Relaxed));
+        let start = Instant::now();
         while !enough.load(Ordering::Relaxed) {
-            for _ in 0..8 {
+            let due = start + Duration::from_millis(1) * (sent.len() as u32 / TOKENS_PER_MILLISECOND);
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            for _ in 0..TOKENS_PER_MILLISECOND {
                 let layer = self.layers[random.below(self.layers.len())].lock().unwrap().clone();
                 let mut experts = [(0, 0); SELECTED];
                 let first = random.below(EXPERTS);
@@ -170,35 +175,36 @@ impl<'c> Load<'c> {
         sent
     }
 
-    /// Moves replicas of a random layer, and has the map in force when it returns. `None` where the daemon does not
+    /// Moves replicas in so many layers, and has the maps in force when it returns. `None` where the daemon does not
     /// answer.
-    pub(crate) fn update(&self, api: &mut Api, random: &mut Random) -> Option<Duration> {
-        let number = random.below(self.layers.len());
-        let mut slots = self.layers[number].lock().unwrap().slots.clone();
-        // Two slots change places; now and then the redundant one gets another expert.
-        let (a, b) = (random.below(slots.len()), random.below(slots.len()));
-        slots.swap(a, b);
-        let again = slots.iter().filter(|&&expert| expert == slots[a]).count() > 1;
-        if again {
-            slots[a] = random.below(EXPERTS);
-        }
+    pub(crate) fn update(&self, api: &mut Api, random: &mut Random, layers: usize) -> Option<Duration> {
+        let first = random.below(self.layers.len());
+        let numbers = (first..first + layers).map(|number| number % self.layers.len());
+        let changed: Vec<_> = numbers.map(|number| (number, self.moved(number, random))).collect();
         let epoch = self.epoch.fetch_add(1, Ordering::Relaxed) + 1;
         let start = Instant::now();
-        let document = document(epoch, true, &[(number, slots.clone())]);
-        let answer = api.request("PATCH", "/v1/models/moving/layers", &document).ok()?;
-        let json = match answer.status {
-            200 => answer.json(),
-            // The answer to the first try was lost with the daemon that gave it.
-            409 if answer.json()["epoch"] == epoch => {
-                api.request("GET", "/v1/models/moving/bift-ids", "").ok()?.json()
-            }
-            _ => panic!("{}: {}", answer.status, answer.text),
-        };
-        let table = &json["layers"][number.to_string()];
-        assert_eq!(table["epoch"], epoch, "{json}");
-        let bift_id = table["bift_id"].as_u64().unwrap() as u32;
-        *self.layers[number].lock().unwrap() = Layer { bift_id, slots };
+        let answer =
+            api.request("PATCH", "/v1/models/moving/layers", &document(epoch, true, &changed)).ok()?;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        let json = answer.json();
+        for (number, slots) in changed {
+            let table = &json["layers"][number.to_string()];
+            assert_eq!(table["epoch"], epoch, "{json}");
+            let bift_id = table["bift_id"].as_u64().unwrap() as u32;
+            *self.layers[number].lock().unwrap() = Layer { bift_id, slots };
+        }
         Some(start.elapsed())
+    }
+
+    /// The slots of a layer after two changed places; now and then the redundant one gets another expert.
+    fn moved(&self, layer: usize, random: &mut Random) -> Vec<usize> {
+        let mut slots = self.layers[layer].lock().unwrap().slots.clone();
+        let (a, b) = (random.below(slots.len()), random.below(slots.len()));
+        slots.swap(a, b);
+        if slots.iter().filter(|&&expert| expert == slots[a]).count() > 1 {
+            slots[a] = random.below(EXPERTS);
+        }
+        slots
     }
 
     /// After an update without an answer: what the daemon has is what senders go by.

@@ -11,4 +11,5 @@ mod log;
 mod maps;
 mod network;
 mod refusal;
+mod requests;
 mod tree;
