@@ -284,7 +284,11 @@ impl Rig {
         Ok(self.program("replicator_rewrite")?.fd()?.try_clone()?)
     }
 
-    fn program(&mut self, name: &str) -> anyhow::Result<&mut Xdp> {
+    /// A program by its name.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn program(&mut self, name: &str) -> anyhow::Result<&mut Xdp> {
         Ok(self.datapath.ebpf().program_mut(name).context("no such program")?.try_into()?)
     }
 

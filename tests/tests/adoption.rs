@@ -273,6 +273,25 @@ fn an_adopted_datapath_grows_shrinks_and_moves_ids() {
     assert!(lab.rig.datapath.pressure() >= full && full > 0.0);
 }
 
+/// Programs of a daemon that ended are unloaded, whatever fan-out maps it left.
+#[test]
+fn nothing_of_an_earlier_daemon_is_kept() {
+    let mut lab = Lab::new();
+    let id = |lab: &mut Lab, name| lab.rig.program(name).unwrap().info().unwrap().id();
+    let earlier = ["replicator_replicate", "replicator_rewrite"].map(|name| id(&mut lab, name));
+    // Another set of devices: the maps of the first are left.
+    assert!(lab.rig.install(TABLE, &Birt::new(B64, vec![vec![to(0)]], None).unwrap()).unwrap());
+    assert!(lab.adopt());
+    lab.start();
+    let is_loaded = |id: &u32| aya::programs::loaded_programs().flatten().any(|program| program.id() == *id);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while earlier.iter().any(is_loaded) {
+        assert!(Instant::now() < deadline, "replicate, rewrite: {:?}", earlier.map(|id| is_loaded(&id)));
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(is_loaded(&id(&mut lab, "replicator_rewrite")));
+}
+
 /// Whoever may send after the adoption is who the new daemon says, whatever the old one said.
 #[test]
 fn admission_is_adopted_and_changed() {

@@ -112,7 +112,7 @@ fn described(codes: &[Code]) -> BTreeMap<String, RefOr<openapi::Response>> {
 /// An answer that is a problem.
 #[derive(Debug)]
 pub(super) struct Refused {
-    problem: Problem,
+    problem: Box<Problem>,
     header: Option<(HeaderName, HeaderValue)>,
 }
 
@@ -120,7 +120,7 @@ impl Refused {
     pub(super) fn new(code: Code, detail: impl Into<String>) -> Self {
         let header = (code == Code::Unauthorized)
             .then_some((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
-        Self { problem: Problem::new(code, detail), header }
+        Self { problem: Box::new(Problem::new(code, detail)), header }
     }
 
     /// The server has no room at this moment.
@@ -166,7 +166,7 @@ impl From<Refusal> for Refused {
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, axum::Json(self.problem)).into_response();
+        let mut response = (status, axum::Json(*self.problem)).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
         response.headers_mut().extend(self.header);
         response

@@ -273,7 +273,7 @@ fn take_over(
         let mut in_use: BTreeSet<_> = entries.iter().map(|(id, _)| *id).chain(named).collect();
         in_use.retain(|id| *id >= FIRST_REMOTE_NEIGHBOR);
         if let Some(roster) = Roster::new(devices.clone(), &known, &in_use) {
-            known.values().for_each(|place| drop(in_use.remove(&place.neighbor)));
+            in_use.retain(|id| known.values().all(|place| place.neighbor != *id));
             return Ok((datapath, roster, in_use));
         }
         info!("neighbors changed so much that there are no ids left: everything is loaded anew");

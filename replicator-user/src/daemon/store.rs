@@ -228,7 +228,7 @@ mod tests {
         let files = fs::read_dir(folder.0.join("sys-fs-bpf-replicator")).unwrap();
         assert_eq!(files.count(), names.len(), "nothing but the files, all within the folder");
 
-        names.map(|name| store.remove(name).unwrap());
+        names.iter().for_each(|name| store.remove(name).unwrap());
         store.remove("never there").unwrap();
         assert_eq!(folder.store().load(), []);
     }
@@ -237,7 +237,7 @@ mod tests {
     fn a_damaged_file_is_set_aside_and_the_others_are_loaded() {
         let folder = Folder::new("damaged");
         let mut store = folder.store();
-        ["a", "b", "c"].map(|name| store.save(&model(name, 1)).unwrap());
+        ["a", "b", "c"].into_iter().for_each(|name| store.save(&model(name, 1)).unwrap());
         let inside = folder.0.join("sys-fs-bpf-replicator");
         fs::write(inside.join("a.json"), &fs::read(inside.join("a.json")).unwrap()[..99]).unwrap();
         fs::copy(inside.join("b.json"), inside.join("d.json")).unwrap();

@@ -1,7 +1,7 @@
 //! Fan-out maps: made before a table needs them, shared by the tables that need the same.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     os::fd::{AsFd as _, AsRawFd, OwnedFd, RawFd},
     time::Duration,
@@ -12,6 +12,7 @@ use aya::{
     maps::{DevMap, Map, MapData, MapError, xdp::XdpMapError},
     programs::ProgramFd,
 };
+use aya_obj::generated::bpf_cmd;
 
 use super::{DatapathError, REST, map, pool::Pool};
 use crate::bift::FanOutGroup;
@@ -79,9 +80,18 @@ impl FanOuts {
         self.pool.claim(first, wanted.len() as usize).is_some()
     }
 
-    /// Makes all maps again: with this load's `rewrite`, and with devices that came back while no daemon ran.
+    /// Makes all maps again: with this load's `rewrite`, and with devices that came back while no daemon ran. What an
+    /// earlier daemon left at other indices goes: it would keep that one's `rewrite` loaded.
     pub(super) fn remake(&self) -> Result<(), DatapathError> {
-        self.make(self.groups.iter().map(|(group, state)| (state.first, group)))
+        let groups = || self.groups.iter().map(|(group, state)| (state.first, group));
+        self.make(groups())?;
+        let made: HashSet<_> = wanted(groups()).map(|(index, _)| index).collect();
+        let outer = self.outer.fd().as_fd().as_raw_fd();
+        let mut left = indices(outer, self.pool.len()).map_err(DatapathError::FanOut)?;
+        left.retain(|index| !made.contains(index));
+        let empty = create(1).map_err(|source| DatapathError::Map { name: NAME, source })?;
+        let fds = vec![empty.fd().as_fd().as_raw_fd(); left.len()];
+        update_batch(outer, &left, &fds).map_err(DatapathError::FanOut)
     }
 
     /// Index of the group's first map, where it is there.
@@ -128,8 +138,7 @@ impl FanOuts {
         &self,
         groups: impl IntoIterator<Item = (u32, &'g FanOutGroup)>,
     ) -> Result<(), DatapathError> {
-        let maps = groups.into_iter().flat_map(|(first, group)| (first..).zip(group.maps()));
-        let wanted: Vec<_> = maps.filter(|(_, copies)| !copies.is_empty()).collect();
+        let wanted: Vec<_> = wanted(groups).collect();
         for batch in wanted.chunks(BATCH) {
             let maps = batch.iter().map(|(_, copies)| self.fan_out(copies)).collect::<Result<Vec<_>, _>>()?;
             let indices: Vec<u32> = batch.iter().map(|(index, _)| *index).collect();
@@ -159,6 +168,14 @@ impl FanOuts {
     }
 }
 
+/// Index and copies of each map of groups that is to be made.
+fn wanted<'g>(
+    groups: impl IntoIterator<Item = (u32, &'g FanOutGroup)>,
+) -> impl Iterator<Item = (u32, Vec<(u32, u32)>)> {
+    let maps = groups.into_iter().flat_map(|(first, group)| (first..).zip(group.maps()));
+    maps.filter(|(_, copies)| !copies.is_empty())
+}
+
 fn create(entries: u32) -> Result<MapData, MapError> {
     let definition = aya_obj::Map::new_from_params(
         aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_DEVMAP as u32,
@@ -171,6 +188,7 @@ fn create(entries: u32) -> Result<MapData, MapError> {
 }
 
 /// `union bpf_attr` of the batch commands.
+#[derive(Default)]
 #[repr(C)]
 struct BatchAttributes {
     in_batch: u64,
@@ -186,24 +204,48 @@ struct BatchAttributes {
 /// Puts maps into an outer map, all for one RCU grace period.
 fn update_batch(outer: RawFd, indices: &[u32], maps: &[RawFd]) -> io::Result<()> {
     debug_assert_eq!(indices.len(), maps.len());
-    let attributes = BatchAttributes {
-        in_batch: 0,
-        out_batch: 0,
+    if indices.is_empty() {
+        return Ok(());
+    }
+    let mut attributes = BatchAttributes {
         keys: indices.as_ptr() as u64,
         values: maps.as_ptr() as u64,
         count: indices.len() as u32,
         map_fd: outer as u32,
-        elem_flags: 0,
-        flags: 0,
+        ..BatchAttributes::default()
     };
     // SAFETY: keys and values are as many as `count` says, and the kernel only reads them.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            aya_obj::generated::bpf_cmd::BPF_MAP_UPDATE_BATCH,
-            &raw const attributes,
-            size_of::<BatchAttributes>(),
-        )
+    unsafe { batch(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attributes) }
+}
+
+/// The indices of an outer map of so many entries that have a map.
+fn indices(outer: RawFd, entries: u32) -> io::Result<Vec<u32>> {
+    let (mut indices, mut ids) = (vec![0_u32; entries as usize], vec![0_u32; entries as usize]);
+    let mut last = 0_u32;
+    let mut attributes = BatchAttributes {
+        out_batch: (&raw mut last) as u64,
+        keys: indices.as_mut_ptr() as u64,
+        values: ids.as_mut_ptr() as u64,
+        count: entries,
+        map_fd: outer as u32,
+        ..BatchAttributes::default()
     };
+    // SAFETY: there is room for as many keys and values as `count` says, of four bytes each, and for one key more.
+    match unsafe { batch(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attributes) } {
+        // The end was reached before there were as many as there is room for.
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
+        _ => indices.truncate(attributes.count as usize),
+    }
+    Ok(indices)
+}
+
+/// A batch command of bpf(2).
+///
+/// # Safety
+/// The attributes' addresses lead to as much as the command reads and writes.
+unsafe fn batch(command: bpf_cmd, attributes: &mut BatchAttributes) -> io::Result<()> {
+    let size = size_of::<BatchAttributes>();
+    // SAFETY: the attributes are as the command wants them and outlive it; the rest is the caller's.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

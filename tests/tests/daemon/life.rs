@@ -1,8 +1,13 @@
 //! Starting, ending, taking over, taking down.
 
-use std::{process::Command, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
 
-use replicator_tests::lab::{Daemon, Finished};
+use replicator_tests::lab::{Daemon, Finished, Host};
 use rustix::process::Signal;
 
 use crate::network::*;
@@ -48,38 +53,91 @@ fn frames_go_on_when_the_daemon_ends_however_it_ends() {
     }
 }
 
-#[test]
-fn another_run_takes_over_without_a_gap() {
-    /// What may be on its way under the old program when the new one comes: one poll of the origin veth.
-    const POLL_FRAMES: u32 = 64;
-    const TURNS: u32 = 3;
+/// Pinned links and the folders they are in.
+fn pins(host: &Host) -> String {
+    shell(host, "cd /sys/fs/bpf/replicator && ls -d */links/*")
+}
+
+/// Builds take over from each other in turns while frames flow, and each time none is lost.
+fn takes_over(builds: [PathBuf; 2], folders: [&str; 2]) {
+    const TURNS: usize = 4;
     let cluster = Cluster::new(2);
     let sender = &cluster.sender;
-    let start = || Daemon::start(sender, &binary(), &cluster.config()).unwrap();
-    let pins = || shell(sender, "ls /sys/fs/bpf/replicator/*/links");
-    assert!(start().stop().unwrap().success());
-    let (mut before, pins_before) = (programs(sender), pins());
-    let dispatcher = dispatcher(sender, ORIGIN_V4, TABLE);
+    let start = |build: &Path| Daemon::start(sender, build, &cluster.config()).unwrap();
+    assert!(start(&builds[1]).stop().unwrap().success());
+    let mut before = programs(sender);
+    let names = |pins: &str| pins.replace("v1001", "v1");
+    let links = names(&pins(sender));
     let turns = || {
-        for _ in 0..TURNS {
-            let daemon = start();
+        for turn in 0..TURNS {
+            let daemon = start(&builds[turn % 2]);
             let after = programs(sender);
             assert!(after.keys().eq(["eth0", "replicator0p"]));
             assert!(after.iter().all(|(device, id)| before[device] != *id), "the program is another");
-            assert_eq!(pins(), pins_before);
+            let pins = pins(sender);
+            assert!(pins.lines().all(|pin| pin.starts_with(&format!("{}/", folders[turn % 2]))), "{pins}");
+            assert_eq!(names(&pins), links);
             before = after;
             assert!(daemon.stop().unwrap().success());
         }
     };
+    let dispatcher = dispatcher(sender, ORIGIN_V4, TABLE);
     let ((), stream) = Stream::run(dispatcher, &[1, 2], cluster.sinks(), turns);
-    let lost = stream.lost();
-    assert!(lost.iter().all(|lost| *lost <= TURNS * POLL_FRAMES), "{lost:?} of {} were lost", stream.sent);
-    // Nothing is lost of what is sent afterwards.
-    let mut sinks = cluster.sinks();
-    let mut dispatcher = crate::network::dispatcher(sender, ORIGIN_V4, TABLE);
-    (0..100).for_each(|number| send(&mut dispatcher, number, &[1, 2]));
-    for sink in &mut sinks {
-        assert_eq!(sink.numbers(100), (0..100).collect::<Vec<_>>());
+    assert_eq!(stream.lost(), [0, 0], "of {}", stream.sent);
+}
+
+#[test]
+fn another_run_takes_over_without_a_loss() {
+    takes_over([binary(), binary()], ["v1", "v1"]);
+}
+
+#[test]
+fn another_layout_takes_over_without_a_loss() {
+    takes_over([binary(), other_layout_binary()], ["v1", "v1001"]);
+}
+
+/// Starts of both builds are killed, sooner or later, while frames flow; none is lost, and the next start works.
+#[test]
+fn starts_that_are_killed_lose_nothing() {
+    let cluster = Cluster::new(2);
+    let sender = &cluster.sender;
+    assert!(Daemon::start(sender, &binary(), &cluster.config()).unwrap().stop().unwrap().success());
+    let dispatcher = dispatcher(sender, ORIGIN_V4, TABLE);
+    let builds = [binary(), other_layout_binary()];
+    let starts = || {
+        // A start takes about half a second on an idle machine.
+        for (turn, after) in (0..24).map(|turn| (turn, Duration::from_millis(60 * turn))) {
+            let mut start = start_build(sender, &builds[turn as usize % 2], &["run", "--config", CONFIG]);
+            thread::sleep(after);
+            start.signal(Signal::KILL).unwrap();
+            start.wait(STOP).unwrap();
+            assert!(programs(sender).keys().eq(["eth0", "replicator0p"]), "{after:?}");
+        }
+        let daemon = Daemon::start(sender, &binary(), &cluster.config()).unwrap();
+        assert!(daemon.stop().unwrap().success());
+    };
+    let ((), stream) = Stream::run(dispatcher, &[1, 2], cluster.sinks(), starts);
+    assert_eq!(stream.lost(), [0, 0], "of {}", stream.sent);
+    assert_eq!(pins(sender).lines().count(), 2);
+    assert!(replicator(sender, &["detach"]).status.success());
+    assert_nothing_left(sender);
+}
+
+#[test]
+fn detach_takes_down_what_another_build_attached() {
+    let cluster = Cluster::new(1);
+    let sender = &cluster.sender;
+    let builds = [binary(), other_layout_binary()];
+    for (run, detach) in [(0, 1), (1, 0)] {
+        assert!(Daemon::start(sender, &builds[run], &cluster.config()).unwrap().stop().unwrap().success());
+        let build = |arguments: &[&str]| start_build(sender, &builds[detach], arguments).finish().unwrap();
+        let Finished { status, stderr, .. } = build(&["stats"]);
+        assert_eq!(status.code(), Some(1));
+        assert!(stderr.contains("have another layout than those of this build"), "{stderr}");
+        let Finished { status, stdout, stderr } = build(&["detach"]);
+        assert_eq!((status.code(), &*stderr), (Some(0), ""));
+        assert_eq!(stdout, "detached from eth0, replicator0p\n");
+        assert_nothing_left(sender);
     }
 }
 

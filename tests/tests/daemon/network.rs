@@ -5,7 +5,7 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr},
     ops::ControlFlow,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -294,13 +294,23 @@ pub(crate) fn replicator(host: &Host, arguments: &[&str]) -> Finished {
 
 /// Starts `replicator` with these arguments.
 pub(crate) fn start_replicator(host: &Host, arguments: &[&str]) -> Process {
-    let mut command = Command::new(binary());
+    start_build(host, &binary(), arguments)
+}
+
+/// Starts a build of `replicator` with these arguments.
+pub(crate) fn start_build(host: &Host, build: &Path, arguments: &[&str]) -> Process {
+    let mut command = Command::new(build);
     command.args(arguments);
     host.spawn(command).unwrap()
 }
 
 pub(crate) fn binary() -> PathBuf {
     lab::binary().unwrap()
+}
+
+/// One whose maps have another layout.
+pub(crate) fn other_layout_binary() -> PathBuf {
+    lab::other_layout_binary().unwrap()
 }
 
 /// Runs `replicator run` with a configuration that it cannot run with; what it says.
