@@ -124,31 +124,43 @@ impl Daemon {
         Ok((daemon, links, Closed { listeners, control }))
     }
 
-    /// The maps of before.
+    /// The maps of before: first the newest of each model, then what these took the place of.
     fn restore_models(&mut self) {
+        let mut restored = Vec::new();
         for model in self.store.load() {
             let (name, epoch) = (model.map().model().to_owned(), model.map().epoch());
-            if let Err(refusal) = self.restore(model) {
-                warn!("the map of {name}, epoch {epoch}, is not put in force: {refusal}");
+            match self.restore_newest(model) {
+                Ok(model) => restored.push(model),
+                Err(refusal) => warn!("the map of {name}, epoch {epoch}, is not put in force: {refusal}"),
             }
         }
+        restored.iter().filter_map(Model::before).for_each(|before| self.restore_before(before));
     }
 
-    fn restore(&mut self, model: Model) -> Result<(), Refusal> {
+    fn restore_newest(&mut self, model: Model) -> Result<Model, Refusal> {
         let name = model.map().model().to_owned();
         let birts = self.birts(model.map())?;
         self.models.restore(model, self.started.elapsed())?;
-        let model = self.models.get(&name)?;
-        let tables: Vec<_> = model
-            .tables()
-            .iter()
-            .filter_map(|(layer, table)| {
-                let ids = table.ids()?;
-                Some(InForce::of_layer(model.map(), *layer, vec![ids.own, ids.alias], birts.get(layer)?))
-            })
-            .collect();
-        tables.into_iter().for_each(|table| self.tables.insert(table));
-        Ok(())
+        let model = self.models.get(&name)?.clone();
+        for (layer, table) in model.tables() {
+            if let (Some(ids), Some(birt)) = (table.ids(), birts.get(layer)) {
+                self.tables.insert(InForce::of_layer(model.map(), *layer, vec![ids.own, ids.alias], birt));
+            }
+        }
+        Ok(model)
+    }
+
+    fn restore_before(&mut self, before: &Model) {
+        // Where maps are taken over, what is not in them any more had its time.
+        let in_kernel: BTreeSet<_> = self.datapath.bift_ids().into_iter().collect();
+        let Ok(birts) = self.birts(before.map()) else { return };
+        for (layer, table) in before.tables() {
+            let Some((ids, birt)) = table.ids().zip(birts.get(layer)) else { continue };
+            if (in_kernel.is_empty() || in_kernel.contains(&ids.own)) && !self.tables.has(ids.own) {
+                self.tables.insert(InForce::of_layer(before.map(), *layer, vec![ids.own], birt));
+                self.models.found(ids.own, Some(table.epoch), self.started.elapsed());
+            }
+        }
     }
 
     /// The table of each layer of a map.
@@ -170,7 +182,7 @@ impl Daemon {
         // A frame may be under way that names one of experts; one of nodes is not configured any more.
         let (experts, nodes): (Vec<_>, Vec<_>) =
             found.iter().filter(|id| !known.contains(*id)).partition(|id| id.is_expert());
-        experts.into_iter().for_each(|id| self.models.found(id, self.started.elapsed()));
+        experts.into_iter().for_each(|id| self.models.found(id, None, self.started.elapsed()));
         self.withdraw(nodes)?;
         if !found.is_empty() {
             info!(

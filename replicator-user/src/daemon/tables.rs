@@ -65,6 +65,11 @@ impl Tables {
         self.0.remove(&id);
     }
 
+    /// Whether a BIFT-id is a table's own.
+    pub(super) fn has(&self, own: BiftId) -> bool {
+        self.0.contains_key(&own)
+    }
+
     pub(super) fn all(&self) -> impl Iterator<Item = &InForce> {
         self.0.values()
     }

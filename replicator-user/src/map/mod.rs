@@ -11,7 +11,11 @@ mod import;
 mod placement;
 mod tree;
 
-use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    sync::Arc,
+};
 
 use replicator_common::limits::MAX_BITS;
 
@@ -110,6 +114,19 @@ impl ExpertMap {
     /// This map at another epoch, of [`MAX_EPOCH`] at most.
     pub fn at_epoch(self, epoch: u64) -> Self {
         Self { epoch: epoch.min(MAX_EPOCH), ..self }
+    }
+
+    /// Whether slots mean the same in both: the ranks and the experts are the same.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.nodes == other.nodes && self.experts == other.experts
+    }
+
+    /// These layers of this map, as a partial map.
+    #[must_use]
+    pub fn only(&self, layers: &BTreeSet<u16>) -> Self {
+        let mut map = Self { partial: true, ..self.clone() };
+        map.layers.retain(|number, _| layers.contains(number));
+        map
     }
 
     /// This map with the layers of a later one in place of its own, at the later one's epoch. Model, experts and ranks

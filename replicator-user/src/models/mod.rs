@@ -31,6 +31,9 @@ use superseded::{Older, Superseded};
 pub struct Model {
     map: ExpertMap,
     tables: BTreeMap<u16, LayerTable>,
+    /// What was in force of each layer before, as far as it was of the same ranks: a daemon that ends between a map and
+    /// the answer to it leaves senders that know of these alone. It has none of its own.
+    before: Option<Box<Self>>,
 }
 
 impl Model {
@@ -42,6 +45,29 @@ impl Model {
     /// The table of each layer.
     pub fn tables(&self) -> &BTreeMap<u16, LayerTable> {
         &self.tables
+    }
+
+    /// The last layers that newer ones have taken the place of.
+    pub fn before(&self) -> Option<&Self> {
+        self.before.as_deref()
+    }
+
+    /// What is before a model that takes the place of these layers of this one.
+    fn left(&self, layers: &BTreeSet<u16>) -> Option<Box<Self>> {
+        if layers.is_empty() {
+            return self.before.clone();
+        }
+        let mut tables = self.tables.clone();
+        tables.retain(|layer, _| layers.contains(layer));
+        let map = self.map.only(layers);
+        let earlier = self.before.as_deref().filter(|earlier| earlier.map.is_like(&map));
+        Some(Box::new(match earlier {
+            None => Self { map, tables, before: None },
+            Some(earlier) => {
+                let tables = earlier.tables.clone().into_iter().chain(tables).collect();
+                Self { map: earlier.map.with_layers_of(&map), tables, before: None }
+            }
+        }))
     }
 
     /// Its tables, for senders.
@@ -232,6 +258,7 @@ impl Models {
                 || self.all().any(|other| other.tables.values().any(|t| t.table == number))
         };
         if self.configured.contains_key(&name) || model.tables.values().any(taken) {
+            // Whoever knows the old numbers means what has them now.
             let plan = self.plan(model.map, now)?;
             self.models.insert(name, plan.model);
         } else {
@@ -240,9 +267,9 @@ impl Models {
         Ok(())
     }
 
-    /// A table that was found in the kernel and is of no newest map: senders may still use it.
-    pub fn found(&mut self, id: BiftId, now: Duration) {
-        self.superseded.push(Older { id, epoch: None }, now);
+    /// A table of an earlier daemon that is of no newest map, with its epoch if that is known: senders may still use it.
+    pub fn found(&mut self, id: BiftId, epoch: Option<u64>, now: Duration) {
+        self.superseded.push(Older { id, epoch }, now);
     }
 
     /// The next superseded table whose time is over.
@@ -321,14 +348,15 @@ impl Plan {
         tables.extend(&new);
         // A layer that is gone, or has another number now.
         let left = |(layer, table): &(&u16, &LayerTable)| tables.get(layer) != Some(*table);
-        let older = old.iter().filter(left);
+        let older: Vec<_> = old.iter().filter(left).collect();
+        let layers: BTreeSet<u16> = older.iter().map(|(layer, _)| **layer).collect();
         let in_use: BTreeSet<u16> = tables.values().map(|table| table.table).collect();
         let dropped = old.values().filter(|table| !in_use.contains(&table.table));
         Self {
-            older: older.filter_map(|(_, table)| Some((table.ids()?.own, table.epoch))).collect(),
+            older: older.iter().filter_map(|(_, table)| Some((table.ids()?.own, table.epoch))).collect(),
             dropped: dropped.filter_map(|table| Some(table.ids()?.alias)).collect(),
             layers: new.iter().filter_map(|(layer, table)| Some((*layer, table.ids()?))).collect(),
-            model: Model { map, tables },
+            model: Model { map, tables, before: before.and_then(|before| before.left(&layers)) },
         }
     }
 }

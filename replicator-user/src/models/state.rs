@@ -1,10 +1,11 @@
 //! A model as text that outlives the daemon: its newest map and the BIFT-ids of its tables, with a checksum.
 //!
 //! ```json
-//! {"checksum":"crc32:0a1b2c3d","state":{"version":1,"tables":{"3":[0,8,7]},"map":{...}}}
+//! {"checksum":"crc32:0a1b2c3d","state":{"version":1,"newest":{"tables":{"3":[0,8,7]},"map":{...}},"before":null}}
 //! ```
 //! `tables` has for each layer the table's number, its generation and its epoch; `map` is a document as
-//! docs/expert-map.md has it. The checksum is that of the text of `state`.
+//! docs/expert-map.md has it. `before` is the same of the layers that the newest took the place of. The checksum is that
+//! of the text of `state`.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -47,6 +48,14 @@ struct Sealed<'t> {
 #[derive(Deserialize)]
 struct State<'t> {
     version: u32,
+    #[serde(borrow)]
+    newest: Part<'t>,
+    #[serde(borrow)]
+    before: Option<Part<'t>>,
+}
+
+#[derive(Deserialize)]
+struct Part<'t> {
     tables: BTreeMap<u16, (u16, u8, u64)>,
     #[serde(borrow)]
     map: &'t RawValue,
@@ -59,16 +68,27 @@ fn checksum(text: &str) -> String {
 impl Model {
     /// The model as text.
     pub fn to_state(&self) -> String {
-        let mut state = format!("{{\"version\":{VERSION},\"tables\":{{");
+        let mut state = format!("{{\"version\":{VERSION},\"newest\":");
+        self.write_part(&mut state);
+        state.push_str(",\"before\":");
+        match &self.before {
+            Some(before) => before.write_part(&mut state),
+            None => state.push_str("null"),
+        }
+        state.push('}');
+        format!("{{\"checksum\":\"{}\",\"state\":{state}}}\n", checksum(&state))
+    }
+
+    fn write_part(&self, text: &mut String) {
+        text.push_str("{\"tables\":{");
         for (i, (layer, table)) in self.tables.iter().enumerate() {
             let comma = if i == 0 { "" } else { "," };
             let LayerTable { epoch, table, generation, .. } = table;
             // Writing to a string cannot fail.
-            let _ = write!(state, "{comma}\"{layer}\":[{table},{generation},{epoch}]");
+            let _ = write!(text, "{comma}\"{layer}\":[{table},{generation},{epoch}]");
         }
         // A document ends with a line break, which is not of the value.
-        let _ = write!(state, "}},\"map\":{}}}", self.map.to_json().trim_end());
-        format!("{{\"checksum\":\"{}\",\"state\":{state}}}\n", checksum(&state))
+        let _ = write!(text, "}},\"map\":{}}}", self.map.to_json().trim_end());
     }
 
     /// Reads such a text.
@@ -85,13 +105,22 @@ impl Model {
         if state.version != VERSION {
             return Err(StateError::Version(state.version));
         }
-        let map = ExpertMap::parse(state.map.get().as_bytes())?;
-        let table = |(layer, (table, generation, epoch))| {
+        let mut model = Self::from_part(&state.newest)?;
+        if model.map.is_partial() {
+            return Err(StateError::Tables);
+        }
+        model.before = state.before.as_ref().map(|part| Self::from_part(part).map(Box::new)).transpose()?;
+        Ok(model)
+    }
+
+    fn from_part(part: &Part<'_>) -> Result<Self, StateError> {
+        let map = ExpertMap::parse(part.map.get().as_bytes())?;
+        let table = |(&layer, &(table, generation, epoch)): (&u16, &(u16, u8, u64))| {
             let table = LayerTable::new(epoch, table, generation).filter(|table| table.generation != 0)?;
             map.layers().contains_key(&layer).then_some((layer, table))
         };
-        let tables: Option<BTreeMap<_, _>> = state.tables.into_iter().map(table).collect();
-        let tables = tables.filter(|tables| tables.len() == map.layers().len() && !map.is_partial());
-        Ok(Self { tables: tables.ok_or(StateError::Tables)?, map })
+        let tables: Option<BTreeMap<_, _>> = part.tables.iter().map(table).collect();
+        let tables = tables.filter(|tables| tables.len() == map.layers().len());
+        Ok(Self { tables: tables.ok_or(StateError::Tables)?, map, before: None })
     }
 }

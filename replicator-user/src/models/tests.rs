@@ -196,6 +196,10 @@ fn the_state_of_a_model_is_read_as_it_was_written() {
     assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok(), "{text}");
     assert_eq!(Model::from_state(&text).unwrap(), model);
 
+    let before = model.before().unwrap();
+    assert_eq!(before.tables().keys().collect::<Vec<_>>(), [&9], "layer 3 is as it was");
+    assert_eq!((before.tables()[&9].epoch, before.tables()[&9].generation), (7, 8));
+
     // Every cut and every changed byte is seen.
     for end in 0..text.len() - 1 {
         assert!(Model::from_state(&text[..end]).is_err(), "cut at {end}");
@@ -213,11 +217,35 @@ fn the_state_of_a_model_is_read_as_it_was_written() {
         let sum = crc32fast::hash(state.as_bytes());
         Model::from_state(&format!("{{\"checksum\":\"crc32:{sum:08x}\",\"state\":{state}}}")).unwrap_err()
     };
-    assert!(matches!(other("{\"version\":1,\"tables", "{\"version\":2,\"tables"), StateError::Version(2)));
+    assert!(matches!(other("{\"version\":1,", "{\"version\":2,"), StateError::Version(2)));
     assert!(matches!(other("\"9\":[3,9,8]", "\"8\":[3,9,8]"), StateError::Tables));
     assert!(matches!(other("\"9\":[3,9,8]", "\"9\":[3,0,8]"), StateError::Tables));
     assert!(matches!(other("\"9\":[3,9,8]", "\"9\":[2048,9,8]"), StateError::Tables));
     assert!(matches!(other("[0, 1]", "[0, 2]"), StateError::Map(_)));
+}
+
+#[test]
+fn a_model_knows_what_was_before_each_layer() {
+    let mut models = models();
+    let before = |models: &Models| -> Vec<(u16, u64)> {
+        let before = models.get("m").unwrap().before();
+        let tables = before.into_iter().flat_map(|before| before.tables().clone());
+        tables.map(|(layer, table)| (layer, table.epoch)).collect()
+    };
+    take(&mut models, map("m", 1, &[0, 1, 2]), at(0));
+    assert_eq!(before(&models), []);
+    take(&mut models, patch("m", 2, &[1]), at(0));
+    take(&mut models, patch("m", 3, &[2, 7]), at(0));
+    assert_eq!(before(&models), [(1, 1), (2, 1)]);
+    take(&mut models, patch("m", 4, &[1]), at(0));
+    assert_eq!(before(&models), [(1, 2), (2, 1)]);
+    take(&mut models, map("m", 5, &[0]), at(0));
+    assert_eq!(before(&models), [(0, 1), (1, 4), (2, 3), (7, 3)]);
+    let ranks = json!({ "ranks": [{ "rank": 0, "node": "a" }] });
+    take(&mut models, parse("m", 6, &[0], &ranks), at(0));
+    assert_eq!(before(&models), [(0, 5), (1, 4), (2, 3), (7, 3)], "of the ranks that layer 0 was of before");
+    take(&mut models, map("m", 7, &[0]), at(0));
+    assert_eq!(before(&models), [(0, 6)], "slots of other ranks mean something else");
 }
 
 #[test]
@@ -230,7 +258,7 @@ fn a_restored_model_keeps_its_numbers_if_it_can() {
     same.restore(model.clone(), at(0)).unwrap();
     assert_eq!(*same.get("m").unwrap(), model);
     // What is found in the kernel beside it may still be in use.
-    same.found(id(0, 7), at(0));
+    same.found(id(0, 7), None, at(0));
     assert_eq!(same.epochs("m", at(0)).unwrap().layers[&0].superseded[0].epoch, None);
     assert_eq!(same.expired(at(10_000)), Some(id(0, 7)));
 

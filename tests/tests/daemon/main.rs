@@ -10,6 +10,7 @@ mod load;
 mod log;
 mod maps;
 mod network;
+mod readme;
 mod refusal;
 mod requests;
 mod tree;

@@ -49,9 +49,10 @@ struct Tool {
     purpose: Purpose,
 }
 
-const TOOLS: [Tool; 3] = [
+const TOOLS: [Tool; 4] = [
     Tool { package: "iproute2", probe: &["ip", "-V"], purpose: Purpose::Run },
     Tool { package: "ethtool", probe: &["ethtool", "--version"], purpose: Purpose::Run },
+    Tool { package: "curl", probe: &["curl", "--version"], purpose: Purpose::Test },
     Tool {
         package: "python3-venv",
         probe: &["python3", "-c", "import ensurepip, venv"],
