@@ -92,12 +92,20 @@ class Order(Case):
         self.assertEqual(self.take().layers, {0: [1, 0], 1: [1, 0]})
 
     def test_another_number_of_ranks_forgets_the_layers_of_before(self) -> None:
-        self.put({0: [0, 1], 1: [0, 1]}, full=True)
+        # Four slots would do for four ranks, too, but they were those of two.
+        self.put({0: [0, 1, 0, 1], 1: [0, 1, 0, 1]}, full=True)
         self.take()
         self.put({1: [0, 1, 1, 0]}, ranks=4)
         pending = self.take()
         self.assertEqual((pending.full, pending.layers), (True, {1: [0, 1, 1, 0]}))
         self.assertEqual(self.view().ranks, 4)
+
+    def test_a_full_map_takes_the_place_of_layers_that_it_has_not(self) -> None:
+        self.put({0: [0, 1], 1: [0, 1]}, full=True)
+        self.take()
+        self.put({1: [1, 0]}, full=True)
+        pending = self.take()
+        self.assertEqual((pending.full, pending.layers), (True, {1: [1, 0]}))
 
     def test_layers_without_an_expert_wait_until_they_are_complete(self) -> None:
         self.put({0: [0, 1], 1: [0, -1], 2: [-1, -1]}, full=True)
