@@ -13,7 +13,11 @@ use replicator_common::{
     limits,
     outcome::{Outcome, Unit},
 };
-use replicator_user::{bift::Destination, config};
+use replicator_user::{
+    api::{self, types::Code},
+    bift::Destination,
+    config,
+};
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
@@ -119,6 +123,35 @@ fn lengths_are_those_of_the_code() {
     let lengths = BitStringLength::ALL
         .map(|length| [length.code().into(), length.bits(), HEADER_BYTES + length.bytes()]);
     assert_eq!(documented, lengths);
+}
+
+#[test]
+fn requests_are_those_of_the_code() {
+    let text = document("docs/api.md");
+    let rows = table(section(&text, "## Requests"));
+    let documented: BTreeSet<_> =
+        rows.iter().map(|row| (row[0].clone(), unquoted(&row[1]).to_owned())).collect();
+    let description = api::document().unwrap();
+    let paths = description["paths"].as_object().unwrap();
+    let served: BTreeSet<_> = paths
+        .iter()
+        .flat_map(|(path, methods)| {
+            methods.as_object().unwrap().keys().map(move |method| (method.to_uppercase(), path.clone()))
+        })
+        .collect();
+    assert_eq!(documented, served);
+    assert_eq!(rows.len(), served.len(), "each stands there once");
+}
+
+#[test]
+fn codes_of_problems_are_those_of_the_code() {
+    let text = document("docs/api.md");
+    let rows = table(section(&text, "## Errors"));
+    let documented: Vec<_> = rows.iter().map(|row| (number(&row[0]), unquoted(&row[1]).to_owned())).collect();
+    let name = |code: &Code| serde_json::to_value(code).unwrap().as_str().unwrap().to_owned();
+    let codes: Vec<_> = Code::ALL.iter().map(|code| (code.status().into(), name(code))).collect();
+    assert_eq!(documented, codes);
+    assert!(rows.iter().all(|row| row.len() == 4 && !row[3].is_empty()), "each says what to do");
 }
 
 /// The bytes of each block of hexadecimal numbers.

@@ -17,7 +17,7 @@ mod server;
 mod stall;
 mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod token;
 pub mod types;
 

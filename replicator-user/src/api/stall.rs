@@ -32,6 +32,7 @@ impl<S> Stall<S> {
         let most = self.most;
         let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(most)));
         ready!(waiting.as_mut().poll(cx));
+        self.waiting = None;
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -85,18 +86,18 @@ mod tests {
     #[tokio::test]
     async fn a_write_waits_so_long_and_no_longer() {
         let (near, mut far) = duplex(4);
-        let mut near = Stall::new(near, Duration::from_millis(50));
+        let mut near = Stall::new(near, Duration::from_millis(500));
         near.write_all(b"four").await.unwrap();
         let error = near.write_all(b"more").await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        // One who reads slowly keeps it going.
+        // One who reads slowly keeps it going, for longer than that in all.
         let read = async {
-            for _ in 0..5 {
-                sleep(Duration::from_millis(20)).await;
+            for _ in 0..9 {
+                sleep(Duration::from_millis(100)).await;
                 far.read_exact(&mut [0; 4]).await.unwrap();
             }
         };
-        let (written, ()) = tokio::join!(near.write_all(&[0; 16]), read);
+        let (written, ()) = tokio::join!(near.write_all(&[0; 32]), read);
         written.unwrap();
     }
 }

@@ -36,16 +36,16 @@ use crate::{
 
 /// What the loop of a test does otherwise than usual.
 #[derive(Debug, Default)]
-pub(super) struct Whims {
+pub(crate) struct Whims {
     /// Refuses the next requests that can be refused with these.
-    pub(super) refuse: Vec<Refusal>,
+    pub(crate) refuse: Vec<Refusal>,
     /// What is missing.
-    pub(super) missing: Vec<String>,
+    pub(crate) missing: Vec<String>,
 }
 
-pub(super) struct Fake {
-    pub(super) control: Control,
-    pub(super) whims: Arc<Mutex<Whims>>,
+pub(crate) struct Fake {
+    pub(crate) control: Control,
+    pub(crate) whims: Arc<Mutex<Whims>>,
     task: JoinHandle<()>,
 }
 
@@ -56,7 +56,7 @@ impl Drop for Fake {
 }
 
 impl Fake {
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let (changed, changes) = watch::channel(0);
         let (control, queue) = Control::new(changes);
         let whims = Arc::<Mutex<Whims>>::default();
@@ -65,13 +65,13 @@ impl Fake {
     }
 
     /// Ends the loop, as a daemon that has been told to end.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         self.task.abort();
     }
 }
 
 /// A model of this name stands in the configuration.
-pub(super) const CONFIGURED: &str = "configured";
+pub(crate) const CONFIGURED: &str = "configured";
 
 async fn answer(mut queue: mpsc::Receiver<Request>, changed: watch::Sender<u64>, whims: Arc<Mutex<Whims>>) {
     let configured = BTreeMap::from([(CONFIGURED.to_owned(), BTreeSet::from([0]))]);
@@ -144,10 +144,10 @@ fn stats() -> Stats {
 }
 
 /// A folder of one test.
-pub(super) struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("replicator-api-{}-{number}", std::process::id()));
@@ -155,7 +155,7 @@ impl Folder {
         Self(path)
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 }
@@ -167,15 +167,20 @@ impl Drop for Folder {
 }
 
 /// A server on a unix socket.
-pub(super) struct Lab {
-    pub(super) fake: Fake,
-    pub(super) server: Server,
-    pub(super) socket: PathBuf,
+pub(crate) struct Lab {
+    pub(crate) fake: Fake,
+    pub(crate) server: Server,
+    pub(crate) socket: PathBuf,
     _folder: Folder,
 }
 
 impl Lab {
-    pub(super) fn start(limits: Limits) -> Self {
+    /// With the limits that there are.
+    pub(crate) fn usual() -> Self {
+        Self::start(Limits::default())
+    }
+
+    pub(in crate::api) fn start(limits: Limits) -> Self {
         let folder = Folder::new();
         let socket = folder.path("api.sock");
         let fake = Fake::start();
@@ -183,31 +188,31 @@ impl Lab {
         Self { fake, server, socket, _folder: folder }
     }
 
-    pub(super) fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::new(Address::Socket(self.socket.clone()), None, None).unwrap()
     }
 
-    pub(super) async fn connect(&self) -> UnixStream {
+    pub(crate) async fn connect(&self) -> UnixStream {
         UnixStream::connect(&self.socket).await.unwrap()
     }
 
     /// The answer to a request without a body.
-    pub(super) async fn ask(&self, method: &str, path: &str) -> Answer {
+    pub(crate) async fn ask(&self, method: &str, path: &str) -> Answer {
         self.send(method, path, b"").await
     }
 
     /// The answer to a request with one.
-    pub(super) async fn send(&self, method: &str, path: &str, body: &[u8]) -> Answer {
+    pub(crate) async fn send(&self, method: &str, path: &str, body: &[u8]) -> Answer {
         let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
         talk(self.connect().await, &[head.as_bytes(), body].concat()).await.unwrap()
     }
 }
 
-pub(super) fn api(socket: &Path) -> config::Api {
+pub(crate) fn api(socket: &Path) -> config::Api {
     config::Api { socket: socket.to_owned(), tcp: None }
 }
 
-pub(super) fn listeners(api: &config::Api, limits: Limits) -> Listeners {
+pub(in crate::api) fn listeners(api: &config::Api, limits: Limits) -> Listeners {
     let mut listeners = Listeners::bind(api).unwrap_or_else(|error| panic!("{error}"));
     listeners.limits = limits;
     listeners
@@ -215,18 +220,18 @@ pub(super) fn listeners(api: &config::Api, limits: Limits) -> Listeners {
 
 /// An answer, read byte by byte and not by the code under test.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) head: String,
-    pub(super) body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
 }
 
 impl Answer {
-    pub(super) fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let pair = |line: &'_ str| line.split_once(": ").map(|(n, _)| n.eq_ignore_ascii_case(name));
         let line = self.head.lines().find(|line| pair(line) == Some(true))?;
         Some(line.split_once(": ").unwrap().1)
@@ -234,13 +239,13 @@ impl Answer {
 }
 
 /// Writes and reads the first answer; `None` where the other end closes without one.
-pub(super) async fn talk<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, request: &[u8]) -> Option<Answer> {
+pub(crate) async fn talk<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, request: &[u8]) -> Option<Answer> {
     // The other end may close before all is written, and has answered then.
     let _ = stream.write_all(request).await;
     answer_of(&mut stream, !request.starts_with(b"HEAD ")).await
 }
 
-pub(super) async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Answer> {
+pub(crate) async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Answer> {
     answer_of(stream, true).await
 }
 
@@ -267,7 +272,7 @@ async fn answer_of<S: AsyncRead + Unpin>(stream: &mut S, has_body: bool) -> Opti
 }
 
 /// Four experts on two nodes, in these layers.
-pub(super) fn map(model: &str, epoch: u64, layers: &[u16], partial: bool) -> String {
+pub(crate) fn map(model: &str, epoch: u64, layers: &[u16], partial: bool) -> String {
     let layers: BTreeMap<_, _> = layers
         .iter()
         .map(|layer| (layer.to_string(), serde_json::json!({ "physical_to_logical_map": [0, 1, 2, 3] })))

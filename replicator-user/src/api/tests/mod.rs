@@ -1,6 +1,6 @@
 //! The server against a loop without a datapath. Answers are read byte by byte, not by the code under test.
 
-mod fake;
+pub(crate) mod fake;
 mod hostile;
 mod random;
 mod routes;

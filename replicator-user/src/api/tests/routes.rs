@@ -1,6 +1,9 @@
 //! What each route answers.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
@@ -276,6 +279,37 @@ async fn metrics_name_outcomes_neighbors_and_models_alone() {
     for absent in ["layer", "expert=", "bift_id="] {
         assert!(!answer.body.contains(absent), "{absent}");
     }
+}
+
+#[tokio::test]
+async fn metrics_are_those_of_the_documentation() {
+    let lab = Lab::start(Limits::default());
+    assert_eq!(lab.send("PUT", "/v1/models/m/map", map("m", 7, &[3], false).as_bytes()).await.status, 200);
+    let answer = lab.ask("GET", "/metrics").await;
+    // The name of a family, of a counter's samples with `_total`, and its labels.
+    let families = answer.body.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let served: BTreeSet<_> = families
+        .map(|(name, kind)| {
+            let name = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
+            let sample = answer.body.lines().find_map(|line| line.strip_prefix(&format!("{name}{{")));
+            let labels =
+                sample.filter(|_| kind != "histogram").map_or("", |rest| rest.split_once('}').unwrap().0);
+            let labels: Vec<_> =
+                labels.split(',').filter_map(|pair| Some(pair.split_once('=')?.0.to_owned())).collect();
+            (name, kind.to_owned(), labels)
+        })
+        .collect();
+    let text = include_str!("../../../../docs/operations.md");
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| `replicator_"));
+    let documented: BTreeSet<_> = rows
+        .map(|row| {
+            let cells: Vec<_> = row.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
+            let labels = cells[2].split(", ").map(|label| label.trim_matches('`').to_owned());
+            let labels: Vec<_> = labels.filter(|label| !label.is_empty()).collect();
+            (format!("replicator_{}", cells[0]), cells[1].to_owned(), labels)
+        })
+        .collect();
+    assert_eq!(documented, served);
 }
 
 #[tokio::test]

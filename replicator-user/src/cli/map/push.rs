@@ -108,3 +108,58 @@ impl fmt::Display for Report<'_> {
         columns(f, &rows)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::tests::fake::{Lab, map},
+        models::Refusal,
+    };
+
+    fn parsed(epoch: u64, partial: bool) -> ExpertMap {
+        ExpertMap::parse(map("m", epoch, &[3], partial).as_bytes()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_map_gets_the_next_epoch_where_that_is_asked_for() {
+        let lab = Lab::usual();
+        let client = lab.client();
+        assert_eq!(push(&client, parsed(7, false), true).await.unwrap().epoch, 7, "the model's first");
+        assert_eq!(push(&client, parsed(2, false), true).await.unwrap().epoch, 8);
+        assert_eq!(push(&client, parsed(2, true), true).await.unwrap().epoch, 9);
+        let stale = push(&client, parsed(9, false), false).await.unwrap_err();
+        assert_eq!(stale.to_string(), "epoch 9 is not newer than the one in force, 9; send a larger one");
+        // Another writer comes between question and map.
+        lab.fake.whims.lock().unwrap().refuse.push(Refusal::StaleEpoch { epoch: 10, current: 20 });
+        assert_eq!(push(&client, parsed(2, false), true).await.unwrap().epoch, 21);
+        assert_eq!(push(&client, parsed(MAX_EPOCH, false), false).await.unwrap().epoch, MAX_EPOCH);
+        let last = push(&client, parsed(1, false), true).await.unwrap_err();
+        assert_eq!(last.to_string(), "m has the last epoch there is; delete the model first");
+    }
+
+    #[tokio::test]
+    async fn it_is_tried_again_where_that_may_help() {
+        let lab = Lab::usual();
+        let client = lab.client();
+        let no_room = |retry_after| Refusal::NoRoom { detail: "full".into(), retry_after };
+        lab.fake.whims.lock().unwrap().refuse.extend([no_room(Some(0)), no_room(Some(1))]);
+        let started = Instant::now();
+        assert_eq!(push(&client, parsed(7, false), false).await.unwrap().epoch, 7);
+        assert!(started.elapsed() >= Duration::from_secs(1));
+        lab.fake.whims.lock().unwrap().refuse.push(no_room(None));
+        assert_eq!(push(&client, parsed(8, false), false).await.unwrap_err().to_string(), "full");
+    }
+
+    #[tokio::test]
+    async fn bift_ids_are_a_table() {
+        let lab = Lab::usual();
+        let installed = push(&lab.client(), parsed(7, false), false).await.unwrap();
+        // The configuration has table 0.
+        assert_eq!(
+            Report(&installed).to_string(),
+            "m, epoch 7, BitStrings of 64 bits\n\n  layer  epoch  BIFT-id  alias    table  generation\n  \
+             3      7      0x80108  0x80100  1      8\n"
+        );
+    }
+}
