@@ -138,7 +138,7 @@ fn a_new_configuration_finds_the_neighbors_of_the_old_one() {
     let config =
         |numbers: &[u8]| format!("origin: {{}}\ninterfaces: [eth0]\nneighbors:\n{}", neighbors(numbers));
     let map = |epoch: u32, nodes: &[u8]| {
-        let ranks: Vec<_> =
+        let ranks =
             nodes.iter().enumerate().map(|(rank, n)| format!(r#"{{"rank":{rank},"node":"node{n}"}}"#));
         let ranks: Vec<_> = ranks.collect();
         let slots: Vec<_> = (0..nodes.len()).map(|slot| slot.to_string()).collect();
