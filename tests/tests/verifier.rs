@@ -15,11 +15,11 @@ use replicator_common::{
 };
 use replicator_tests::{
     bier::{Frame, assert_frames, header},
-    rig::{Rig, to},
+    rig::{OPTIONS, Rig, object, to},
 };
 use replicator_user::{
     bift::{Birt, NeighborId},
-    datapath::Mode,
+    datapath::{Datapath, Mode},
 };
 
 /// The kernel gives up at 1,000,000: half of it is left for other kernels, whose verifiers walk more.
@@ -58,10 +58,11 @@ fn loads_under_signals() {
     });
 }
 
-/// 4,096 tables of 256 bits at 64 nodes each, of 1,021 neighbors; then one of 1,024 bits at 254 nodes in 16 variants.
+/// 4,095 tables of 256 bits at 64 nodes each, of 1,021 neighbors; then one of 1,024 bits at 254 nodes in 16 variants. All
+/// of it is adopted as it is.
 #[test]
 fn every_limit_at_once() {
-    let mut rig = Rig::new().unwrap();
+    let mut rig = Rig::pinned().unwrap();
     let (uplink, port) = rig.wire.pair("uplink").unwrap();
     rig.attach(&uplink, Mode::Native).unwrap();
     let start = Instant::now();
@@ -87,6 +88,22 @@ fn every_limit_at_once() {
     rig.install((1 << 20) - 1, &largest).unwrap();
     println!("one of 1,024 bits, {} nodes, 16 variants: {:.1?}", largest.neighbors().len(), start.elapsed());
     assert_eq!((largest.neighbors().len(), rig.datapath.bift_ids().len()), (254, 4_096));
+    assert_eq!(rig.datapath.pressure(), 1.0);
+
+    rig.datapath.stage(&rig.pins).unwrap();
+    assert!(rig.datapath.pin(&rig.pins).unwrap().is_empty());
+    let start = Instant::now();
+    rig.datapath = Datapath::adopt(&object().unwrap(), &OPTIONS, &rig.pins).unwrap().unwrap();
+    println!("adopted: {:.1?}", start.elapsed());
+    rig.attach(&uplink, Mode::Native).unwrap();
+    assert_eq!((rig.datapath.bift_ids().len(), rig.datapath.neighbors().len()), (4_096, 1_021));
+    assert_eq!((rig.datapath.pressure(), rig.datapath.named_neighbors().len()), (1.0, 1_021));
+    let start = Instant::now();
+    for (table, birt) in birts.iter().enumerate() {
+        assert!(!rig.install(table as u32 * 255, birt).unwrap(), "table {table}");
+    }
+    assert!(!rig.install((1 << 20) - 1, &largest).unwrap());
+    println!("compared: {:.1?}", start.elapsed());
 
     let mut copies = 0;
     let mut check = |frame: Frame, expected: Vec<(usize, Vec<usize>)>| {

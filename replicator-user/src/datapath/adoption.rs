@@ -1,8 +1,11 @@
 //! Going on with the maps of an earlier daemon, whether it ended or was killed: this build's programs over those maps.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+};
 
-use aya::maps::{Map, MapData, MapError};
+use aya::maps::{Map, MapData, MapError, MapInfo};
 use aya_obj::Object;
 use replicator_common::neighbor::Settings;
 use tracing::{debug, warn};
@@ -25,6 +28,9 @@ enum Unfit {
     NoCookie,
     #[error(transparent)]
     Damaged(#[from] Damage),
+    /// If it is for another reason than the maps, a new load is refused too.
+    #[error(transparent)]
+    Refused(#[from] DatapathError),
 }
 
 impl Datapath {
@@ -33,101 +39,83 @@ impl Datapath {
     /// where there is nothing complete and consistent to go on with, which is logged: then [`Self::load`].
     ///
     /// # Errors
-    /// Where the kernel refuses something.
+    /// [`DatapathError::Object`].
     pub fn adopt(object: &[u8], options: &LoadOptions, pins: &Pins) -> Result<Option<Self>, DatapathError> {
-        match Self::adopt_fit(object, options, pins)? {
-            Ok(datapath) => Ok(Some(datapath)),
-            Err(Unfit::Nothing) => {
-                debug!("nothing is pinned in {}", pins.path().display());
-                Ok(None)
-            }
+        let wanted = Object::parse(object).map_err(DatapathError::Object)?.maps;
+        let adopted = find(wanted, pins).and_then(|found| Self::adopt_found(object, options, pins, &found));
+        match adopted {
+            Ok(datapath) => return Ok(Some(datapath)),
+            Err(Unfit::Nothing) => debug!("nothing is pinned in {}", pins.path().display()),
             Err(reason) => {
-                warn!(
-                    "the maps in {} cannot be gone on with: {reason}; new ones are loaded",
-                    pins.path().display()
-                );
-                Ok(None)
+                warn!("new maps are loaded, for those in {} do not serve: {reason}", pins.path().display());
             }
         }
+        Ok(None)
     }
 
-    fn adopt_fit(
+    fn adopt_found(
         object: &[u8],
         options: &LoadOptions,
         pins: &Pins,
-    ) -> Result<Result<Self, Unfit>, DatapathError> {
-        let Fit { pinned, cookie } = match fit(object, pins)? {
-            Ok(fit) => fit,
-            Err(reason) => return Ok(Err(reason)),
-        };
-        let mut datapath = Self::open(object, options, cookie, &pinned)?;
+        Found { pinned, cookie }: &Found,
+    ) -> Result<Self, Unfit> {
+        let mut datapath = Self::open(object, options, *cookie, pinned)?;
         datapath.pinned = true;
         // One that was to take over, and did not come to it.
-        let path = pins.map(successor::NAME);
-        successor::clear(&path).map_err(|source| DatapathError::Map { name: successor::NAME, source })?;
-        if let Err(damage) = datapath.tables.adopt(&mut datapath.fan_outs) {
-            return Ok(Err(damage.into()));
-        }
+        successor::clear(&pins.map(successor::NAME)).map_err(error(successor::NAME))?;
+        datapath.tables.adopt(&mut datapath.fan_outs)?;
         datapath.neighbors.adopt();
         datapath.admission.adopt()?;
         datapath.fan_outs.remake()?;
         // What the earlier daemon took out of force just before it ended counts as free from here on.
         grace::wait();
-        Ok(Ok(datapath))
+        Ok(datapath)
     }
 }
 
 /// What there is to go on with.
-struct Fit {
+struct Found {
     /// The pin of each map.
     pinned: BTreeMap<String, PathBuf>,
     /// The cookie of their load.
     cookie: u32,
 }
 
-/// Looks whether everything that this build's programs share with an earlier daemon's is pinned, and of their kind.
-fn fit(object: &[u8], pins: &Pins) -> Result<Result<Fit, Unfit>, DatapathError> {
-    let wanted = Object::parse(object).map_err(DatapathError::Object)?.maps;
+/// Looks whether all maps that this build's programs share with an earlier daemon's are pinned, and as they are wanted.
+fn find(wanted: HashMap<String, aya_obj::Map>, pins: &Pins) -> Result<Found, Unfit> {
     let mut pinned = BTreeMap::new();
     let mut missing = None;
-    for (name, definition) in wanted {
-        if is_of_programs(&name) {
+    for (name, wanted) in wanted.into_iter().filter(|(name, _)| !is_of_programs(name)) {
+        let path = pins.map(&name);
+        if !path.exists() {
+            missing = Some(name);
             continue;
         }
-        let path = pins.map(&name);
-        let data = match MapData::from_pin(&path) {
-            Ok(data) => data,
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => {
-                missing = Some(name);
-                continue;
-            }
-            Err(source) => return Err(DatapathError::Map { name: "of an earlier daemon", source }),
-        };
-        let info =
-            data.info().map_err(|source| DatapathError::Map { name: "of an earlier daemon", source })?;
+        let info = MapInfo::from_pin(&path).map_err(error("that is pinned"))?;
         let found = (info.key_size(), info.value_size(), info.max_entries(), info.map_flags());
-        let expected = (
-            definition.key_size(),
-            definition.value_size(),
-            definition.max_entries(),
-            definition.map_flags(),
-        );
-        if info.map_type().map(|kind| kind as u32).ok() != Some(definition.map_type()) || found != expected {
-            return Ok(Err(Unfit::Other(name)));
+        let kind = info.map_type().map(|kind| kind as u32).ok();
+        if found != (wanted.key_size(), wanted.value_size(), wanted.max_entries(), wanted.map_flags())
+            || kind != Some(wanted.map_type())
+        {
+            return Err(Unfit::Other(name));
         }
         pinned.insert(name, path);
     }
-    if let Some(name) = missing {
-        return Ok(Err(if pinned.is_empty() { Unfit::Nothing } else { Unfit::Missing(name) }));
+    match missing {
+        Some(_) if pinned.is_empty() => return Err(Unfit::Nothing),
+        Some(name) => return Err(Unfit::Missing(name)),
+        None => {}
     }
-    let settings = |source| DatapathError::Map { name: "SETTINGS", source };
-    let data = MapData::from_pin(pins.map("SETTINGS")).map_err(settings)?;
-    let settings = Map::from_map_data(data).map_err(settings)?;
-    let settings = MappedArray::<Settings>::new("SETTINGS", &settings)?;
-    Ok(match settings.read(0).cookie {
+    let settings = MapData::from_pin(pins.map("SETTINGS")).and_then(Map::from_map_data);
+    let settings = settings.map_err(error("SETTINGS"))?;
+    match MappedArray::<Settings>::new("SETTINGS", &settings)?.read(0).cookie {
         0 => Err(Unfit::NoCookie),
-        cookie => Ok(Fit { pinned, cookie }),
-    })
+        cookie => Ok(Found { pinned, cookie }),
+    }
+}
+
+fn error(name: &'static str) -> impl FnOnce(MapError) -> DatapathError {
+    move |source| DatapathError::Map { name, source }
 }
 
 /// Whether a map belongs to the programs of one load: their constants, and the buffer of their log.
