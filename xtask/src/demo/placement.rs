@@ -46,12 +46,17 @@ impl Placement {
         selection.experts.iter().fold(0, |nodes, &expert| nodes | 1 << self.node(expert))
     }
 
-    /// This one with `count` experts on each other's nodes, in a circle: nodes host as many as before.
-    pub(super) fn exchanged(&self, count: usize, rng: &mut Rng) -> Self {
-        let experts = rng.choose_multiple(0..self.nodes.len(), count);
+    /// This one with `pairs` pairs of experts, or as many as there are on two nodes, on each other's nodes: nodes host as
+    /// many as before.
+    pub(super) fn exchanged(&self, pairs: usize, rng: &mut Rng) -> Self {
         let mut nodes = self.nodes.clone();
-        for (&expert, &next) in experts.iter().zip(experts.iter().cycle().skip(1)) {
-            nodes[expert] = self.nodes[next];
+        let mut left: Vec<usize> = (0..nodes.len()).collect();
+        rng.shuffle(&mut left);
+        for _ in 0..pairs {
+            let Some(one) = left.pop() else { break };
+            let elsewhere = left.iter().rposition(|&other| nodes[other] != nodes[one]);
+            let Some(other) = elsewhere.map(|at| left.swap_remove(at)) else { break };
+            nodes.swap(one, other);
         }
         Self { nodes, count: self.count }
     }
@@ -97,8 +102,8 @@ mod tests {
     }
 
     fn hosted(placement: &Placement) -> Vec<usize> {
-        let on = |node| (0..placement.nodes.len() as u32).filter(|&expert| placement.node(expert) == node);
-        (0..placement.count).map(|node| on(node).count()).collect()
+        let on = |node: u32| placement.nodes.iter().filter(|at| u32::from(**at) == node).count();
+        (0..placement.count).map(on).collect()
     }
 
     #[test]
@@ -132,10 +137,14 @@ mod tests {
         let before = Placement::consecutive(64, 8);
         let mut rng = Rng::with_seed(5);
         for _ in 0..20 {
-            let after = before.exchanged(8, &mut rng);
+            let after = before.exchanged(4, &mut rng);
             assert_eq!(hosted(&after), [8; 8]);
-            assert!((1..=8).contains(&after.moved_since(&before)));
+            assert_eq!(after.moved_since(&before), 8);
         }
+        // One of two nodes has one expert: only that can be exchanged.
+        let lopsided = Placement { nodes: [0, 0, 1, 0].into(), count: 2 };
+        let after = lopsided.exchanged(2, &mut rng);
+        assert!(hosted(&after) == [3, 1] && after.moved_since(&lopsided) <= 2);
         assert_eq!(Placement::consecutive(4, 1).exchanged(2, &mut rng), Placement::consecutive(4, 1));
     }
 

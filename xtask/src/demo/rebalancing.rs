@@ -2,8 +2,7 @@
 //! goes by each as soon as it is in force.
 
 use std::{
-    mem,
-    sync::mpsc::{self, Receiver, Sender, TryRecvError},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError},
     time::Duration,
 };
 
@@ -15,6 +14,9 @@ use super::{
     epochs::Epochs,
     ledger::Ledger,
 };
+
+/// How long each token waits that is ahead of the map.
+const TRICKLE: Duration = Duration::from_micros(200);
 
 /// The thread's end.
 pub(super) struct Rebalancer {
@@ -83,26 +85,38 @@ impl Follower<'_> {
 
     /// Waits for the map before, and orders the next.
     pub(super) fn order(&mut self) {
-        if mem::take(&mut self.pending)
-            && let Ok(in_force) = self.answers.recv()
-        {
-            self.go_by(in_force);
+        if self.pending {
+            let answer = self.answers.recv().ok();
+            self.take(answer);
         }
         // Without a thread that takes orders nothing is pending.
         self.pending = self.next <= self.epochs.all().len() && self.orders.send(()).is_ok();
         self.next += 1;
     }
 
+    /// Whether half of the tokens before the next turn have gone, and the map is still not in force. The others trickle, so
+    /// that there is load until it is.
+    pub(super) fn is_ahead(&self, token: usize) -> bool {
+        let [this, next] = [self.next - 1, self.next].map(|epoch| self.epochs.turn(epoch));
+        self.pending && token >= usize::midpoint(this, next)
+    }
+
+    /// Waits a moment for the map that is pending.
+    pub(super) fn trickle(&mut self) {
+        match self.answers.recv_timeout(TRICKLE) {
+            Ok(in_force) => self.take(Some(in_force)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => self.take(None),
+        }
+    }
+
     /// The epoch that a layer is of, and its BIFT-id. A map that came in force since the last call is gone by.
     pub(super) fn table(&mut self, layer: u16) -> (u16, BiftId) {
         if self.pending {
             match self.answers.try_recv() {
-                Ok(in_force) => {
-                    self.pending = false;
-                    self.go_by(in_force);
-                }
+                Ok(in_force) => self.take(Some(in_force)),
                 Err(TryRecvError::Empty) => {}
-                Err(TryRecvError::Disconnected) => self.pending = false,
+                Err(TryRecvError::Disconnected) => self.take(None),
             }
         }
         self.tables[usize::from(layer)]
@@ -113,7 +127,10 @@ impl Follower<'_> {
         self.followed
     }
 
-    fn go_by(&mut self, InForce { epoch, tables, after }: InForce) {
+    /// Goes by what was pending; without an answer there will be none.
+    fn take(&mut self, answer: Option<InForce>) {
+        self.pending = false;
+        let Some(InForce { epoch, tables, after }) = answer else { return };
         for (now, table) in self.tables.iter_mut().zip(&tables) {
             if let Some(table) = table {
                 *now = (epoch, *table);
@@ -169,6 +186,22 @@ mod tests {
         assert!(!follower.is_due(usize::MAX), "no more maps");
         assert_eq!(rebalancer.orders.try_iter().count(), 2);
         assert_eq!(follower.followed(), [(2, Duration::from_millis(2)), (3, Duration::from_millis(3))]);
+    }
+
+    #[test]
+    fn tokens_trickle_while_a_map_is_late() {
+        let epochs = Epochs::draw(SHAPE, 4, 2, 40, 1);
+        let ledger = Ledger::new(epochs.all().len(), 40);
+        let (rebalancer, mut follower) = ends(&epochs, &ledger, vec![id(0, 1), id(1, 1)]);
+        assert!(!follower.is_ahead(9), "nothing is pending");
+        follower.order();
+        assert!(!follower.is_ahead(14) && follower.is_ahead(15), "the turns are at tokens 10 and 20");
+        follower.trickle();
+        assert!(follower.is_ahead(15));
+        rebalancer.answers.send(answer(&epochs, 2)).unwrap();
+        follower.trickle();
+        assert!(!follower.is_ahead(15));
+        assert_eq!(follower.table(0), (2, id(0, 2)));
     }
 
     #[test]

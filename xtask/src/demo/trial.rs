@@ -231,12 +231,15 @@ impl<'a> Trial<'a> {
         let Expectation { epochs, selections, pattern, ledger } = &self.expectation;
         let mut window = Window::new(acknowledgements);
         let mut progress = Progress::new(selections.len());
-        let (mut payload, mut frames, mut epoch, mut table);
-        (payload, frames, epoch) = (Vec::new(), 0, 1);
+        let (mut payload, mut frames, mut epoch) = (Vec::new(), 0, 1);
         for (sequence, selection) in selections.iter().enumerate() {
             while follower.is_due(sequence) {
                 dispatcher.flush()?;
                 follower.order();
+            }
+            if follower.is_ahead(sequence) {
+                dispatcher.flush()?;
+                follower.trickle();
             }
             let most = selection.experts.len().min(epochs.nodes() as usize) as u64;
             if window.outstanding() + most > window::COPIES {
@@ -248,6 +251,7 @@ impl<'a> Trial<'a> {
                 }
             }
             pattern.write(sequence as u64, &mut payload);
+            let table;
             (epoch, table) = follower.table(selection.layer);
             let placement = epochs.placement(epoch, selection.layer);
             let placement =
