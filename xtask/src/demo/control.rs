@@ -11,7 +11,10 @@ use replicator_common::bier::{BiftId, BitStringLength};
 use replicator_tests::{api::Api, lab::Host};
 use serde_json::{Map, Value, json};
 
-use super::{cluster::node_name, epochs::Epoch};
+use super::{cluster::node_name, epochs::Epoch, placement::Placement};
+
+/// How long a map is sent again that there is no room for yet.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A connection to the replicator.
 pub(super) struct Control {
@@ -22,10 +25,8 @@ pub(super) struct Control {
 }
 
 /// A map ready to be sent.
-pub(super) struct Request {
-    epoch: u16,
-    /// Layers of the model, those that are not in the map too.
-    layers: usize,
+pub(super) struct Request<'a> {
+    epoch: &'a Epoch,
     method: &'static str,
     path: String,
     body: String,
@@ -52,11 +53,10 @@ impl Control {
     }
 
     /// The request that puts a map in force.
-    pub(super) fn request(&self, epoch: &Epoch) -> Request {
+    pub(super) fn request<'a>(&self, epoch: &'a Epoch) -> Request<'a> {
         let (method, what) = if epoch.partial { ("PATCH", "layers") } else { ("PUT", "map") };
         Request {
-            epoch: epoch.number,
-            layers: epoch.layers.len(),
+            epoch,
             method,
             path: format!("/v1/models/{}/{what}", segment(&self.model)),
             body: document(epoch, &self.model, self.experts, self.nodes),
@@ -67,31 +67,26 @@ impl Control {
     ///
     /// # Errors
     /// Where it is refused, or the answer does not say how to name the tables.
-    pub(super) fn send(&mut self, request: &Request) -> Result<InForce> {
-        let Request { epoch, layers, method, path, body } = request;
+    pub(super) fn send(&mut self, request: &Request<'_>) -> Result<InForce> {
+        let Request { epoch, method, path, body } = request;
+        let what = format!("{method} {path} with epoch {}", epoch.number);
         let start = Instant::now();
         let answer = loop {
-            let answer = self
-                .api
-                .request(method, path, body)
-                .with_context(|| format!("no answer to {method} {path} with epoch {epoch}"))?;
+            let answer = self.api.request(method, path, body);
+            let answer = answer.with_context(|| format!("no answer to {what}"))?;
             let retry = answer.header.iter().find(|(name, _)| name == "retry-after");
             match retry.and_then(|(_, seconds)| seconds.parse().ok()) {
-                Some(seconds) if answer.status == 503 => thread::sleep(Duration::from_secs(seconds)),
+                Some(seconds) if answer.status == 503 && start.elapsed() < PATIENCE => {
+                    thread::sleep(Duration::from_secs(seconds));
+                }
                 _ => break answer,
             }
         };
         let after = start.elapsed();
-        ensure!(
-            answer.status == 200,
-            "{method} {path} with epoch {epoch} was refused with status {}: {}",
-            answer.status,
-            answer.text
-        );
-        let tables = tables(&answer.json(), *epoch, self.experts, *layers).with_context(|| {
-            format!("{method} {path} with epoch {epoch} was answered with {}", answer.text)
-        })?;
-        Ok(InForce { epoch: *epoch, tables, after })
+        ensure!(answer.status == 200, "{what} was refused with status {}: {}", answer.status, answer.text);
+        let tables = tables(&answer.json(), epoch, self.experts)
+            .with_context(|| format!("{what} was answered with {}", answer.text))?;
+        Ok(InForce { epoch: epoch.number, tables, after })
     }
 }
 
@@ -132,22 +127,23 @@ fn segment(name: &str) -> String {
     })
 }
 
-/// The BIFT-ids in an answer: by layer, of `layers` layers.
+/// The BIFT-ids in an answer to a map.
 ///
 /// # Errors
-/// Where a layer is not of this epoch, or frames are to be of another form.
-fn tables(answer: &Value, epoch: u16, experts: u32, layers: usize) -> Result<Vec<Option<BiftId>>> {
+/// Where they are not of the layers in the map, each in this epoch, or frames are to be of another form.
+fn tables(answer: &Value, epoch: &Epoch, experts: u32) -> Result<Vec<Option<BiftId>>> {
     let length = BitStringLength::for_bits(experts as usize).map_or(0, BitStringLength::bits);
     ensure!(answer["bit_string_length"] == length, "BitStrings are not of {length} bits");
-    let mut tables = vec![None; layers];
-    for (number, table) in answer["layers"].as_object().context("it has no layers")? {
-        let slot = number.parse().ok().and_then(|number: usize| tables.get_mut(number));
-        let slot = slot.with_context(|| format!("the model has no layer {number}"))?;
-        ensure!(table["epoch"] == epoch, "layer {number} is not of epoch {epoch}");
+    let layers = answer["layers"].as_object().context("it has no layers")?;
+    ensure!(layers.len() == usize::from(epoch.layers()), "it has {} layers", layers.len());
+    let table = |(number, placement): (usize, &Option<Placement>)| {
+        let Some(_) = placement else { return Ok(None) };
+        let table = layers.get(&number.to_string()).with_context(|| format!("it has no layer {number}"))?;
+        ensure!(table["epoch"] == epoch.number, "layer {number} is of another epoch");
         let id = table["bift_id"].as_u64().and_then(|id| BiftId::new(id.try_into().ok()?));
-        *slot = Some(id.with_context(|| format!("layer {number} has no BIFT-id"))?);
-    }
-    Ok(tables)
+        id.with_context(|| format!("layer {number} has no BIFT-id")).map(Some)
+    };
+    epoch.layers.iter().enumerate().map(table).collect()
 }
 
 #[cfg(test)]
@@ -200,16 +196,20 @@ mod tests {
         };
         let id = BiftId::expert(9, 6).unwrap();
         let number = u64::from(id.get());
-        assert_eq!(tables(&answer(5, "1", number), 5, 64, 2).unwrap(), [None, Some(id)]);
+        let layers = vec![None, Some(Placement::consecutive(64, 8))];
+        let epoch = Epoch { number: 5, partial: true, layers, experts_moved: 0 };
+        assert_eq!(tables(&answer(5, "1", number), &epoch, 64).unwrap(), [None, Some(id)]);
+        let mut more = answer(5, "1", number);
+        more["layers"]["0"] = more["layers"]["1"].clone();
         for (what, wrong) in [
             ("another epoch", answer(4, "1", number)),
-            ("another layer", answer(5, "2", number)),
-            ("no layer", answer(5, "x", number)),
+            ("another layer", answer(5, "0", number)),
+            ("a layer more", more),
             ("no BIFT-id", answer(5, "1", 1 << 20)),
             ("no answer", Value::Null),
         ] {
-            assert!(tables(&wrong, 5, 64, 2).is_err(), "{what}");
+            assert!(tables(&wrong, &epoch, 64).is_err(), "{what}");
         }
-        assert!(tables(&answer(5, "1", number), 5, 65, 2).is_err(), "another length");
+        assert!(tables(&answer(5, "1", number), &epoch, 65).is_err(), "another length");
     }
 }
