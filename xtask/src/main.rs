@@ -41,7 +41,8 @@ enum Command {
         /// Run only the integration tests whose name contains this, or with `demo` the demo too
         filter: Option<String>,
     },
-    /// Dispatch a model's tokens to expert nodes, all on this machine, and check every copy, as root
+    /// Dispatch a model's tokens to expert nodes, all on this machine, while its expert map is rebalanced, and check every
+    /// copy, as root
     Demo(demo::Args),
     /// Build with optimizations and run the replicator in the foreground, as root
     Load {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use super::{cluster::MAX_NODES, model::Model, payload::MIN_BYTES, trial::MAX_PAYLOAD};
+use super::{cluster::MAX_NODES, epochs::MAX_CHANGES, model::Model, payload::MIN_BYTES, trial::MAX_PAYLOAD};
 
 /// What runs, and how.
 #[derive(Debug, clap::Args)]
@@ -24,7 +24,10 @@ pub(crate) struct Args {
     /// Bytes of each token's payload
     #[arg(long, value_name = "BYTES", default_value_t = 2048, value_parser = payload_bytes)]
     pub(super) payload: usize,
-    /// What generated routing and payloads start from
+    /// Times that the expert map is rebalanced meanwhile, over the control API
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u16).range(..=i64::from(MAX_CHANGES)))]
+    pub(super) rebalances: u16,
+    /// What generated routing, payloads and rebalanced maps start from
     #[arg(long, default_value_t = 1)]
     pub(super) seed: u64,
     /// Where in the kernel the programs run

@@ -1,13 +1,18 @@
-//! `cargo xtask demo`: a cluster on this machine, a model's routing, and a check of every frame that arrives.
+//! `cargo xtask demo`: a cluster on this machine, a model's routing, expert maps that change meanwhile, and a check of
+//! every frame that arrives.
 
 mod args;
 mod check;
 mod cluster;
 mod config;
+mod control;
+mod epochs;
+mod ledger;
 mod model;
 mod payload;
 mod placement;
 mod progress;
+mod rebalancing;
 mod report;
 mod routing;
 mod trace;
@@ -30,10 +35,9 @@ use replicator_tests::lab::Lab;
 pub(crate) use self::args::Args;
 use self::{
     args::Transport,
-    model::Shape,
     routing::{Generated, Selection, draw_from_counts},
     trace::Recorded,
-    trial::Trial,
+    trial::{Trial, Workload},
 };
 use crate::process::{self, Privilege, as_root};
 
@@ -93,8 +97,7 @@ pub(crate) fn rehearse(replicator: &Path) -> Result<()> {
 fn run(args: &Args, binary: &Path) -> Result<ExitCode> {
     let lab = Lab::new()?;
     lab.exit_on_signals()?;
-    let (source, shape, selections) = routing(args)?;
-    let report = Trial::new(args, source, shape, selections)?.run(&lab, binary)?;
+    let report = Trial::new(args, workload(args)?)?.run(&lab, binary)?;
     println!("{report}");
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&report)? + "\n";
@@ -103,13 +106,14 @@ fn run(args: &Args, binary: &Path) -> Result<ExitCode> {
     Ok(if report.is_right() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What tokens select, where that is from, and the shape of the model.
-fn routing(args: &Args) -> Result<(String, Shape, Vec<Selection>)> {
+/// What the command line asks for.
+fn workload(args: &Args) -> Result<Workload> {
     let tokens = args.tokens as usize;
     let Some(path) = &args.trace else {
-        let shape = args.model.shape();
+        let (model, shape) = (args.model.name().to_owned(), args.model.shape());
         let selections = Generated::new(shape, args.model.skew(), args.seed).take(tokens).collect();
-        return Ok((format!("{}, generated with seed {}", args.model.name(), args.seed), shape, selections));
+        let source = format!("generated with seed {}", args.seed);
+        return Ok(Workload { model, source, shape, selections });
     };
     let trace = trace::read(path)?;
     let (how, selections): (_, Vec<Selection>) = match trace.routing {
@@ -121,5 +125,6 @@ fn routing(args: &Args) -> Result<(String, Shape, Vec<Selection>)> {
             draw_from_counts(trace.shape, &counts, args.seed).take(tokens).collect(),
         ),
     };
-    Ok((format!("{}, {how} in {}", trace.model, path.display()), trace.shape, selections))
+    let source = format!("{how} in {}", path.display());
+    Ok(Workload { model: trace.model, source, shape: trace.shape, selections })
 }

@@ -31,8 +31,8 @@ impl Progress {
         Self { tokens, terminal, start, next: start + interval(terminal) }
     }
 
-    /// `done` tokens were dispatched and `arrived` copies received.
-    pub(super) fn show(&mut self, done: usize, arrived: u64) {
+    /// `done` tokens were dispatched, the last of them by a table of `epoch`, and `arrived` copies received.
+    pub(super) fn show(&mut self, done: usize, epoch: u16, arrived: u64) {
         let now = Instant::now();
         if now < self.next {
             return;
@@ -40,7 +40,7 @@ impl Progress {
         self.next = now + interval(self.terminal);
         let rate = arrived as f64 / (now - self.start).as_secs_f64().max(0.001);
         let numbers = format!(
-            "{} of {} tokens, {} copies received, {} a second",
+            "{} of {} tokens, epoch {epoch}, {} copies received, {} a second",
             grouped(done as u64),
             grouped(self.tokens as u64),
             grouped(arrived),

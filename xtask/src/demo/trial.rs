@@ -1,4 +1,4 @@
-//! One run: a cluster is built, tokens are dispatched, what arrives is checked.
+//! One run: a cluster is built, tokens are dispatched while the map changes, what arrives is checked.
 
 use std::{
     collections::BTreeSet,
@@ -6,12 +6,17 @@ use std::{
     ops::ControlFlow,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
-    thread,
+    thread::{self, ScopedJoinHandle},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use replicator_common::{DEFAULT_UDP_PORT, bier::BitStringLength, limits::MAX_FRAME_BYTES, outcome::Outcome};
+use replicator_common::{
+    DEFAULT_UDP_PORT,
+    bier::{BiftId, BitStringLength},
+    limits::MAX_FRAME_BYTES,
+    outcome::Outcome,
+};
 use replicator_tests::lab::{Daemon, Host, Lab, tool};
 use replicator_user::client::{
     Destinations, Dispatcher, DispatcherSettings, Receiver, ReceiverSettings, Source,
@@ -23,11 +28,14 @@ use super::{
     check::{Arrivals, Checker, Expectation},
     cluster::{Cluster, UPLINK, node_address, node_name},
     config,
+    control::{Control, InForce},
+    epochs::Epochs,
+    ledger::Ledger,
     model::Shape,
     payload::Pattern,
-    placement::Placement,
     progress::Progress,
-    report::{NodeReport, Report, grouped},
+    rebalancing::{self, Follower},
+    report::{MapChange, NodeReport, Report, grouped},
     routing::Selection,
     window::{self, Acknowledgements, Window},
 };
@@ -53,36 +61,56 @@ const HOPELESS: u64 = 10 * window::COPIES;
 /// Time in which a duplicate would follow the last frame.
 const LINGER: Duration = Duration::from_millis(200);
 
+/// What is dispatched.
+pub(super) struct Workload {
+    /// The model's name.
+    pub model: String,
+    /// Where its routing is from.
+    pub source: String,
+    /// Its shape.
+    pub shape: Shape,
+    /// What tokens select, in the order in which they are dispatched.
+    pub selections: Vec<Selection>,
+}
+
 /// One run.
 pub(super) struct Trial<'a> {
     args: &'a Args,
+    model: String,
     routing: String,
     shape: Shape,
     expectation: Expectation,
     length: BitStringLength,
 }
 
+/// What came of dispatching.
+struct Dispatched {
+    frames: u64,
+    /// From the first frame to the last arrival.
+    seconds: f64,
+    /// Node by node.
+    arrivals: Vec<Arrivals>,
+    /// Epochs after the first, with the time that each took to be in force.
+    followed: Vec<(u16, Duration)>,
+}
+
 impl<'a> Trial<'a> {
-    /// A run with these selections.
+    /// A run with this workload.
     ///
     /// # Errors
-    /// Where the model is larger than the header or the tables.
-    pub(super) fn new(
-        args: &'a Args,
-        routing: String,
-        shape: Shape,
-        selections: Vec<Selection>,
-    ) -> Result<Self> {
+    /// Where the model is larger than the header.
+    pub(super) fn new(args: &'a Args, workload: Workload) -> Result<Self> {
+        let Workload { model, source, shape, selections } = workload;
         let length = BitStringLength::for_bits(shape.experts as usize)
             .with_context(|| format!("{} experts do not fit a BitString", shape.experts))?;
-        let tables = (0..shape.layers).map(config::table).collect::<Option<_>>();
+        let epochs = Epochs::draw(shape, args.nodes, args.rebalances, selections.len(), args.seed);
         let expectation = Expectation {
-            placement: Placement { experts: shape.experts, nodes: args.nodes },
+            ledger: Ledger::new(epochs.all().len(), selections.len()),
+            epochs,
             selections,
             pattern: Pattern::new(args.payload, args.seed),
-            tables: tables.with_context(|| format!("{} layers do not fit", shape.layers))?,
         };
-        Ok(Self { args, routing, shape, expectation, length })
+        Ok(Self { args, routing: format!("{model}, {source}"), model, shape, expectation, length })
     }
 
     /// Builds the cluster, starts the replicator, dispatches and checks.
@@ -98,14 +126,16 @@ impl<'a> Trial<'a> {
         for (node, host) in (0..).zip(&cluster.nodes) {
             receivers.push(host.run(|| self.receiver(node))?);
         }
-        let config = config::text(args.mode, args.transport, self.shape, self.expectation.placement);
+        let config = config::text(args.mode, args.transport, args.nodes);
         let daemon = Daemon::start(&cluster.dispatcher, binary, &config)?;
         let mode = kernel_mode(&cluster.dispatcher)?;
-        let dispatcher = cluster.dispatcher.run(|| self.dispatcher())?;
+        let mut control = Control::connect(&cluster.dispatcher, &self.model, self.shape.experts, args.nodes)?;
+        let tables = self.first_map(&mut control)?;
+        let dispatcher = cluster.dispatcher.run(|| self.dispatcher(&tables))?;
         eprintln!("dispatching {} tokens: {}", grouped(args.tokens.into()), self.routing);
-        let (frames, seconds, arrivals) = self.dispatch(dispatcher, receivers)?;
+        let dispatched = self.dispatch(dispatcher, receivers, control, tables)?;
         let stats = daemon.stats()?;
-        let report = self.report(mode, frames, seconds, &arrivals, outcome(&stats, Outcome::Sent)?);
+        let report = self.report(mode, &dispatched, outcome(&stats, Outcome::Sent)?);
         if !report.is_right() {
             eprintln!("the replicator counted:");
             for &at in Outcome::ALL {
@@ -133,8 +163,17 @@ impl<'a> Trial<'a> {
             .with_context(|| format!("cannot receive on {}", node_name(node)))
     }
 
-    fn dispatcher(&self) -> Result<Dispatcher> {
-        let first = self.expectation.tables.first().context("the model has no layers")?;
+    /// Puts the first map in force, and returns the BIFT-id of each layer.
+    fn first_map(&self, control: &mut Control) -> Result<Vec<BiftId>> {
+        let Expectation { epochs, ledger, .. } = &self.expectation;
+        let InForce { epoch, tables, .. } = control.send(&control.request(&epochs.all()[0]))?;
+        let ids = tables.iter().copied().collect::<Option<_>>();
+        ledger.install(epoch, tables);
+        ids.context("the replicator does not tell the BIFT-id of every layer")
+    }
+
+    fn dispatcher(&self, tables: &[BiftId]) -> Result<Dispatcher> {
+        let first = tables.first().context("the model has no layers")?;
         let settings =
             DispatcherSettings { batch: BATCH, ..DispatcherSettings::new(*first, self.length, RANK) };
         Dispatcher::open(&config::way_in(self.args.transport)?, &settings).context("cannot dispatch")
@@ -144,13 +183,16 @@ impl<'a> Trial<'a> {
         node_address(node, self.args.transport == Transport::Ipv6)
     }
 
-    /// Dispatches every token and checks what arrives. Returns the frames, the seconds from the first of them to the last
-    /// arrival, and the arrivals of each node.
+    /// Dispatches every token while the map is rebalanced, and checks what arrives.
     fn dispatch(
         &self,
         mut dispatcher: Dispatcher,
         receivers: Vec<Receiver>,
-    ) -> Result<(u64, f64, Vec<Arrivals>)> {
+        mut control: Control,
+        tables: Vec<BiftId>,
+    ) -> Result<Dispatched> {
+        let Expectation { epochs, ledger, .. } = &self.expectation;
+        let (rebalancer, mut follower) = rebalancing::ends(epochs, ledger, tables);
         let (acknowledgements, stop) = (Acknowledgements::to_this_thread(), AtomicBool::new(false));
         thread::scope(|scope| {
             // Early returns end the receivers too.
@@ -161,39 +203,64 @@ impl<'a> Trial<'a> {
                 let receive = move || self.receive(node, receiver, acknowledgements, stop);
                 threads.push(thread::Builder::new().name(node_name(node)).spawn_scoped(scope, receive)?);
             }
+            let rebalance = move || rebalancer.run(&mut control, epochs);
+            let rebalance =
+                thread::Builder::new().name("rebalance".to_owned()).spawn_scoped(scope, rebalance)?;
             let start = Instant::now();
-            let sent = self.send(&mut dispatcher, &acknowledgements);
+            let sent = self.send(&mut dispatcher, &acknowledgements, &mut follower);
             let seconds = start.elapsed().as_secs_f64();
+            // The thread ends where it waits for more.
+            let followed = follower.followed();
             thread::sleep(LINGER);
             drop(stopper);
-            let arrivals = threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect::<Result<_>>()?;
-            Ok((sent?, seconds, arrivals))
+            let arrivals = threads.into_iter().map(joined).collect::<Result<_>>()?;
+            if let Err(error) = joined(rebalance) {
+                eprintln!("the expert map was not rebalanced any more: {error:#}");
+            }
+            Ok(Dispatched { frames: sent?, seconds, arrivals, followed })
         })
     }
 
     /// Dispatches every token, and returns the number of frames when nothing more can arrive.
-    fn send(&self, dispatcher: &mut Dispatcher, acknowledgements: &Acknowledgements) -> Result<u64> {
-        let Expectation { placement, selections, pattern, tables } = &self.expectation;
+    fn send(
+        &self,
+        dispatcher: &mut Dispatcher,
+        acknowledgements: &Acknowledgements,
+        follower: &mut Follower<'_>,
+    ) -> Result<u64> {
+        let Expectation { epochs, selections, pattern, ledger } = &self.expectation;
         let mut window = Window::new(acknowledgements);
         let mut progress = Progress::new(selections.len());
-        let (mut payload, mut frames) = (Vec::new(), 0);
+        let (mut payload, mut frames, mut epoch) = (Vec::new(), 0, 1);
         for (sequence, selection) in selections.iter().enumerate() {
-            let copies = placement.copies(selection);
-            if window.outstanding() + copies > window::COPIES {
+            while follower.is_due(sequence) {
+                dispatcher.flush()?;
+                follower.order();
+            }
+            if follower.is_ahead(sequence) {
+                dispatcher.flush()?;
+                follower.trickle();
+            }
+            let most = selection.experts.len().min(epochs.nodes() as usize) as u64;
+            if window.outstanding() + most > window::COPIES {
                 dispatcher.flush()?;
                 window.wait(window::COPIES / 2);
-                progress.show(sequence, acknowledgements.arrived());
+                progress.show(sequence, epoch, acknowledgements.arrived());
                 if window.lost() > HOPELESS {
                     break;
                 }
             }
             pattern.write(sequence as u64, &mut payload);
-            dispatcher.set_table(tables[usize::from(selection.layer)], self.length);
+            let table;
+            (epoch, table) = follower.table(selection.layer);
+            let placement = epochs.placement(epoch, selection.layer);
+            let placement =
+                placement.with_context(|| format!("epoch {epoch} has no layer {}", selection.layer))?;
+            // Before the frame: receivers read it when a copy arrives.
+            ledger.send(sequence, epoch);
+            dispatcher.set_table(table, self.length);
             dispatcher.dispatch(Destinations::Experts(&selection.experts), sequence as u32, &payload)?;
-            window.add(copies);
+            window.add(placement.copies(selection));
             frames += 1;
         }
         dispatcher.flush()?;
@@ -229,14 +296,8 @@ impl<'a> Trial<'a> {
         Ok(checker.arrivals())
     }
 
-    fn report(
-        &self,
-        mode: String,
-        frames: u64,
-        seconds: f64,
-        arrivals: &[Arrivals],
-        copies_sent: u64,
-    ) -> Report {
+    fn report(&self, mode: String, dispatched: &Dispatched, copies_sent: u64) -> Report {
+        let Dispatched { frames, seconds, ref arrivals, ref followed } = *dispatched;
         let per_node: Vec<NodeReport> = self
             .expectation
             .copies()
@@ -248,6 +309,8 @@ impl<'a> Trial<'a> {
         let mut total = Arrivals::default();
         per_node.iter().for_each(|node| total += node.arrivals);
         let copies_expected = per_node.iter().map(|node| node.expected).sum();
+        let map_changes: Vec<MapChange> =
+            followed.iter().map(|&(epoch, after)| self.change(epoch, after)).collect();
         Report {
             mode,
             transport: self.args.transport.name().to_owned(),
@@ -264,12 +327,31 @@ impl<'a> Trial<'a> {
             duplicated: total.duplicated,
             misdelivered: total.misdelivered,
             corrupted: total.corrupted,
-            map_updates: 0,
+            map_updates: map_changes.len() as u64,
+            map_updates_asked: self.args.rebalances.into(),
+            map_changes,
             seconds,
             copies_per_second: total.delivered as f64 / seconds,
             per_node,
         }
     }
+
+    fn change(&self, epoch: u16, after: Duration) -> MapChange {
+        let Expectation { epochs, ledger, .. } = &self.expectation;
+        let map = &epochs.all()[usize::from(epoch) - 1];
+        MapChange {
+            epoch,
+            layers: map.layers(),
+            experts_moved: map.experts_moved,
+            milliseconds: after.as_secs_f64() * 1000.0,
+            tokens: ledger.tokens(epoch),
+        }
+    }
+}
+
+/// What a thread returned.
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Stops the receivers when it goes.
