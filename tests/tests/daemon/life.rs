@@ -26,7 +26,7 @@ fn frames_go_on_when_the_daemon_ends_however_it_ends() {
     let sender = &cluster.sender;
     let mut sinks = cluster.sinks();
     let ways = [(Signal::TERM, Some(0)), (Signal::INT, Some(0)), (Signal::KILL, None)];
-    for (signal, code) in ways {
+    for ((signal, code), turn) in ways.into_iter().zip(1..) {
         let mut daemon = Daemon::start(sender, &binary(), &cluster.config()).unwrap();
         let mut dispatcher = dispatcher(sender, ORIGIN_V4, TABLE);
         let Finished { status, stdout, .. } = replicator(sender, &["status"]);
@@ -47,8 +47,10 @@ fn frames_go_on_when_the_daemon_ends_however_it_ends() {
         let Finished { status, stdout, .. } = replicator(sender, &["stats"]);
         assert!(status.success());
         let words: Vec<Vec<&str>> = stdout.lines().map(|line| line.split_whitespace().collect()).collect();
-        for line in [&["replicated", "2"][..], &["sent", "4"], &["node1", "2"], &["node2", "2"]] {
-            assert!(words.iter().any(|words| words.starts_with(line)), "{line:?} is not in\n{stdout}");
+        // The next daemon goes on with what the one before it counted.
+        for (name, each) in [("replicated", 2), ("sent", 4), ("node1", 2), ("node2", 2)] {
+            let line = [name, &(turn * each).to_string()];
+            assert!(words.iter().any(|words| words.starts_with(&line)), "{line:?} is not in\n{stdout}");
         }
     }
 }
