@@ -739,3 +739,38 @@ proptest! {
         prop_assert_eq!(slots(&map, 0), row);
     }
 }
+
+#[test]
+fn a_map_in_force_is_the_daemons_to_tell() {
+    let nowhere = ["--api", "/nonexistent/control.sock"];
+    let text = |output: &Output| String::from_utf8(output.stderr.clone()).unwrap();
+    let folder = Folder::new("in-force");
+    let file = &*folder.write("map.json", &small());
+    let asked = |arguments: &[&str]| replicator(&[arguments, &nowhere].concat());
+    let absent = "error: no daemon answers at /nonexistent/control.sock: No such file or directory";
+    for (arguments, status) in
+        [(&["show", "live:small"][..], 1), (&["diff", "live:small", file], 2), (&["push", file], 1)]
+    {
+        let output = asked(arguments);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}");
+        assert!(text(&output).starts_with(absent), "{}", text(&output));
+    }
+    // Without `live:` nobody is asked.
+    assert!(asked(&["show", file]).status.success());
+    for wrong in [&["show", "live:"][..], &["push", file, "--api", "http://node1:80"]] {
+        assert_eq!(replicator(wrong).status.code(), Some(2), "{wrong:?}");
+    }
+    let incomplete = replicator(&["push", file, "--api", "https://node1:8139"]);
+    assert_eq!(
+        (incomplete.status.code(), text(&incomplete).as_str()),
+        (Some(1), "error: https needs the token and the certificates to trust; give --token-file and --ca\n")
+    );
+}
+
+#[test]
+fn the_screen_wants_a_terminal() {
+    let output = Command::new(env!("CARGO_BIN_EXE_replicator")).arg("top").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("`replicator stats` prints the counts"), "{text}");
+}

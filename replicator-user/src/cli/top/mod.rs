@@ -10,7 +10,7 @@ use std::{
     process::ExitCode,
     sync::{
         atomic::Ordering,
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Receiver, Sender, TryRecvError, channel},
     },
     thread,
     time::Duration,
@@ -104,12 +104,17 @@ async fn ask(client: Client, answers: Sender<Result<Sample, ClientError>>) -> an
 }
 
 fn take(answers: &Receiver<Result<Sample, ClientError>>, view: &mut View) {
-    for answer in answers.try_iter() {
-        match answer {
+    loop {
+        match answers.try_recv() {
             // Rates go on from the last sample before the pause.
-            Ok(_) if view.paused => view.trouble = None,
-            Ok(sample) => view.take(sample),
-            Err(error) => view.trouble = Some(error.to_string()),
+            Ok(Ok(_)) if view.paused => view.trouble = None,
+            Ok(Ok(sample)) => view.take(sample),
+            Ok(Err(error)) => view.trouble = Some(format!("{error}; trying again")),
+            Err(TryRecvError::Empty) => return,
+            Err(TryRecvError::Disconnected) => {
+                view.trouble = Some("the daemon cannot be asked any more: quit and start again".to_owned());
+                return;
+            }
         }
     }
 }

@@ -108,10 +108,9 @@ fn header(view: &View) -> Vec<Line<'_>> {
         ),
     };
     let second = match (&view.trouble, &view.now) {
-        (Some(trouble), _) => Span::styled(
-            format!("{trouble}; trying again"),
-            Style::new().fg(Color::Red).add_modifier(Modifier::BOLD),
-        ),
+        (Some(trouble), _) => {
+            Span::styled(trouble.clone(), Style::new().fg(Color::Red).add_modifier(Modifier::BOLD))
+        }
         (None, _) if view.paused => Span::styled("paused", Style::new().fg(Color::Yellow)),
         (None, None) => Span::raw("waiting for the first answer"),
         (None, Some(_)) => Span::raw(""),

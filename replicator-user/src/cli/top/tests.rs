@@ -164,7 +164,7 @@ fn the_screen_shows_rates_nodes_and_models() {
     }
     assert!(!lines.iter().any(|line| line.starts_with("malformed")), "what never occurred is left out");
 
-    view.trouble = Some("no daemon answers at /run/a.sock: gone".into());
+    view.trouble = Some("no daemon answers at /run/a.sock: gone; trying again".into());
     let lines = drawn(&view, 120, 24);
     assert_eq!(lines[1], "no daemon answers at /run/a.sock: gone; trying again");
     assert!(lines.iter().any(|line| line == "sent copy 900 300"), "the last known stays");
