@@ -284,15 +284,17 @@ fn what_a_new_configuration_does_not_name_is_taken_off() {
 fn a_start_that_fails_leaves_what_was_there() {
     let cluster = Cluster::new(1);
     let (sender, mut sinks) = (&cluster.sender, cluster.sinks());
+    // The control socket elsewhere: what fails is to come late.
+    let config = cluster.config() + "api: { socket: /run/control.sock }\n";
     shell(sender, "touch /run/replicator");
     let fails = || {
-        let text = refusal(sender, &cluster.config());
+        let text = refusal(sender, &config);
         assert!(text.contains("error: cannot write /run/replicator/sys-fs-bpf-replicator.json: "), "{text}");
     };
     fails();
     shell(sender, "rm /run/replicator");
     assert_nothing_left(sender);
-    Daemon::start(sender, &binary(), &cluster.config()).unwrap().stop().unwrap();
+    Daemon::start(sender, &binary(), &config).unwrap().stop().unwrap();
     let devices = programs(sender).into_keys();
     shell(sender, "mv /run/replicator /run/aside; touch /run/replicator");
     fails();

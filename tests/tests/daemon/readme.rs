@@ -35,7 +35,7 @@ fn requests_by_curl_work_as_pasted() {
     assert_eq!(status["models"][0]["model"], "small");
     // Nobody answers at the addresses of the neighbors.
     assert_eq!((&ready["ready"], ready["missing"].as_array().unwrap().len()), (&false.into(), 7), "{ready}");
-    assert!(answers[5].contains("\nreplicator_model_epoch{model=\"small\"} 1\n"), "{}", answers[5]);
+    assert!(answers[5].contains("\nreplicator_model_epoch{model=\"small\"} 1.0\n"), "{}", answers[5]);
     assert_eq!(json(6)["model"], "small");
     assert_eq!(requests.len(), 7, "an example that is not looked at here");
 }

@@ -51,7 +51,7 @@ fn who_holds_a_hook_is_named_and_left_alone() {
     assert!(text.contains(&program), "{text}");
     assert!(!links(sender).contains_key("second0"));
     assert_eq!(shell(sender, "ls -A /sys/fs/bpf | grep -v '[.]debug$'; ls /run/replicator"), {
-        "replicator\nsys-fs-bpf-replicator.json\n"
+        "replicator\ncontrol.sock\ncontrol.sock.lock\nsys-fs-bpf-replicator.json\n"
     });
     assert_eq!(programs(sender), before);
     send(&mut dispatcher(sender, ORIGIN_V4, TABLE), 1, &[1]);
