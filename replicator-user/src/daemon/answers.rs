@@ -55,7 +55,9 @@ impl Daemon {
     /// Puts a map in force.
     fn take(&mut self, map: ExpertMap) -> Result<Installed, Refusal> {
         let birts = self.birts(&map)?;
-        self.make_room(map.layers().len())?;
+        // What is refused makes no room.
+        self.models.check(&map)?;
+        self.make_room(map.layers().len());
         let plan = self.models.plan(map, self.started.elapsed())?;
         self.check_room(&plan)?;
         let mut prepared = Vec::with_capacity(plan.layers.len());
@@ -106,7 +108,7 @@ impl Daemon {
     }
 
     /// Superseded tables that are in the way of this many new ones go before their time.
-    fn make_room(&mut self, tables: usize) -> Result<(), Refusal> {
+    fn make_room(&mut self, tables: usize) {
         let full = self.datapath.pressure() > CROWDED;
         // What they take is at rest for a while, and counts as taken until then.
         let most = if full { 2 * tables } else { usize::MAX };
@@ -116,12 +118,11 @@ impl Daemon {
         {
             early.push(id);
         }
-        if early.is_empty() {
-            return Ok(());
+        if !early.is_empty() {
+            debug!("superseded tables make room before their time: {}", early.len());
+            self.retired_early += early.len() as u64;
+            self.withdraw(early);
         }
-        debug!("superseded tables make room before their time: {}", early.len());
-        self.retired_early += early.len() as u64;
-        self.withdraw(early).map_err(|error| Refusal::Internal(error.to_string()))
     }
 
     /// Whether there are BIFT-ids for what is new in a plan.
@@ -144,7 +145,7 @@ impl Daemon {
     fn delete(&mut self, model: &str) -> Result<Deleted, Refusal> {
         let ids = self.models.ids_of(model)?;
         self.store.remove(model).map_err(|error| Refusal::Storage(error.to_string()))?;
-        self.withdraw(ids).map_err(|error| Refusal::Internal(error.to_string()))?;
+        self.withdraw(ids);
         let deleted = self.models.remove(model, self.started.elapsed())?;
         info!("{model}: taken out of force");
         self.tables_changed();

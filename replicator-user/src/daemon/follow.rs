@@ -62,8 +62,13 @@ impl Daemon {
         result
     }
 
-    /// Tries again what could not be done: the origin pair, tables, neighbors without an id.
+    /// Does what was put off, and tries again what could not be done: the origin pair, tables, neighbors without an id.
     pub(super) async fn retry(&mut self) -> Result<(), DaemonError> {
+        if self.store.is_unsynced() {
+            let unsynced = self.store.unsynced();
+            // A disk may take its time. Whatever becomes of it is in the log.
+            drop(tokio::task::spawn_blocking(|| unsynced.sync()));
+        }
         if self.origin.is_none() && self.config.origin.is_some() {
             self.restore_origin().await?;
         }

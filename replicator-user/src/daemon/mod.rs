@@ -166,21 +166,20 @@ impl Daemon {
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tokio::pin!(end);
         loop {
-            let expiry = self.models.next_expiry().map(|expiry| (self.started + expiry).into());
+            let expiry = self.models.next_expiry().map(|expiry| self.started + expiry);
             let result = tokio::select! {
                 () = &mut end => break,
                 Some(change) = self.resolver.1.recv() => self.neighbor_changed(change),
                 Some(event) = self.watch.1.recv() => self.host_changed(event).await,
+                _ = retry.tick(), if self.has_put_off() => self.retry().await,
+                // The rest may come a thousand times a second: what it changes is written by and by.
                 Some(request) = self.requests.recv() => {
                     self.answer(request);
                     continue;
                 }
-                () = async { sleep_until(expiry.unwrap_or_else(tokio::time::Instant::now)).await }, if expiry.is_some() => {
-                    self.expire()
-                }
-                _ = retry.tick(), if self.is_behind() || self.status_is_old || self.store.is_unsynced() => {
-                    self.store.sync();
-                    self.retry().await
+                () = until(expiry), if expiry.is_some() => {
+                    self.expire();
+                    continue;
                 }
                 _ = log_poll.tick(), if logger.is_some() => {
                     if let Some(logger) = &mut logger {
@@ -208,19 +207,25 @@ impl Daemon {
                 }
             }
         }
-        self.store.sync();
+        self.store.unsynced().sync();
         if let Err(error) = self.write_status() {
             error!("{error}");
         }
     }
 
     /// Takes superseded tables out of force whose time is over.
-    fn expire(&mut self) -> Result<(), DaemonError> {
+    fn expire(&mut self) {
         let mut expired = Vec::new();
         while let Some(id) = self.models.expired(self.started.elapsed()) {
             expired.push(id);
         }
-        self.withdraw(expired)
+        self.withdraw(expired);
+        self.status_is_old = true;
+    }
+
+    /// Whether there is anything to do now and then.
+    fn has_put_off(&self) -> bool {
+        self.is_behind() || self.status_is_old || self.store.is_unsynced() || !self.leaving.is_empty()
     }
 
     /// Takes the datapath down: programs, maps, links and the origin pair.
@@ -298,5 +303,12 @@ impl Daemon {
             tables: self.tables.all().filter(|table| table.is_newest()).map(table).collect(),
         };
         status::write(&self.status_path, &status)
+    }
+}
+
+/// Waits for a time, if there is one.
+async fn until(time: Option<Instant>) {
+    if let Some(time) = time {
+        sleep_until(time.into()).await;
     }
 }

@@ -183,7 +183,7 @@ impl Daemon {
         let (experts, nodes): (Vec<_>, Vec<_>) =
             found.iter().filter(|id| !known.contains(*id)).partition(|id| id.is_expert());
         experts.into_iter().for_each(|id| self.models.found(id, None, self.started.elapsed()));
-        self.withdraw(nodes)?;
+        self.withdraw(nodes);
         if !found.is_empty() {
             info!(
                 "took over {} BIFT-ids of an earlier daemon; tables put in force anew: {repaired}",

@@ -52,6 +52,30 @@ enum Unreadable {
     Name(String),
 }
 
+/// Files on their way to the disk.
+#[derive(Debug)]
+pub(super) struct Unsynced {
+    folder: PathBuf,
+    files: BTreeSet<PathBuf>,
+}
+
+impl Unsynced {
+    /// Has the disk keep them, which may take a while.
+    pub(super) fn sync(self) {
+        let sync = |path: &PathBuf| match fs::File::open(path) {
+            // Its model was deleted meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            file => file?.sync_all(),
+        };
+        if self.files.is_empty() {
+            return;
+        }
+        if let Err(error) = self.files.iter().chain([&self.folder]).try_for_each(sync) {
+            warn!("the newest maps may be lost in a power cut: {}: {error}", self.folder.display());
+        }
+    }
+}
+
 impl Store {
     /// The folder of the replicator with this pin path. There may be several on a host.
     pub(super) fn new(configured: Option<&Path>, pin_path: &Path) -> Self {
@@ -135,18 +159,14 @@ impl Store {
         }
     }
 
-    /// Whether [`sync`](Self::sync) has anything to do.
+    /// Whether there are files that the disk may not keep yet.
     pub(super) fn is_unsynced(&self) -> bool {
         !self.unsynced.is_empty()
     }
 
-    /// Has the disk keep what was saved.
-    pub(super) fn sync(&mut self) {
-        let files = std::mem::take(&mut self.unsynced);
-        let synced = files.iter().try_for_each(|path| fs::File::open(path)?.sync_all());
-        if let Err(error) = synced.and_then(|()| fs::File::open(&self.folder)?.sync_all()) {
-            warn!("the newest maps may be lost in a power cut: {}: {error}", self.folder.display());
-        }
+    /// The files that the disk may not keep yet; whoever has them sees to it.
+    pub(super) fn unsynced(&mut self) -> Unsynced {
+        Unsynced { folder: self.folder.clone(), files: std::mem::take(&mut self.unsynced) }
     }
 
     /// The file of a model: its name, with everything but the plainest characters as `%XX`. One that is too long for a
@@ -218,7 +238,7 @@ mod tests {
             store.save(&model(name, 2)).unwrap();
         }
         assert!(store.is_unsynced());
-        store.sync();
+        store.unsynced().sync();
         assert!(!store.is_unsynced());
         let mut loaded = folder.store().load();
         let mut expected: Vec<_> = names.map(|name| model(name, 2)).into();

@@ -120,13 +120,12 @@ impl Daemon {
     }
 
     /// Takes BIFT-ids out of force.
-    pub(super) fn withdraw(&mut self, ids: impl IntoIterator<Item = BiftId>) -> Result<(), DaemonError> {
+    pub(super) fn withdraw(&mut self, ids: impl IntoIterator<Item = BiftId>) {
         for id in ids {
             self.datapath.remove(id);
             self.tables.remove(id);
             self.outdated.remove(&id);
         }
-        self.leave()
     }
 
     /// Installs what is outdated, each table whatever becomes of the others. Ids that no table names any more are left.
@@ -138,13 +137,14 @@ impl Daemon {
                 result = Err(error);
             }
         }
-        result.and(self.leave())
+        self.leave();
+        result
     }
 
     /// Leaves the ids of neighbors that moved, or are configured no more, and that no table in force names.
-    fn leave(&mut self) -> Result<(), DaemonError> {
+    fn leave(&mut self) {
         if self.leaving.is_empty() {
-            return Ok(());
+            return;
         }
         let named = self.datapath.named_neighbors();
         let left: Vec<_> = self.leaving.difference(&named).copied().collect();
@@ -152,6 +152,5 @@ impl Daemon {
             self.leaving.remove(&id);
             self.roster.left(id, self.started.elapsed());
         }
-        Ok(())
     }
 }

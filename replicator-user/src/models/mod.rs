@@ -150,11 +150,11 @@ impl Models {
         self.models.get(model).ok_or_else(|| Refusal::UnknownModel(model.to_owned()))
     }
 
-    /// What the map changes: a full one takes the place of the model's last, a partial one that of some layers.
+    /// Whether a map fits to what is in force.
     ///
     /// # Errors
-    /// Where it does not fit to what is in force, or no numbers are free.
-    pub fn plan(&self, map: ExpertMap, now: Duration) -> Result<Plan, Refusal> {
+    /// Where it does not.
+    pub fn check(&self, map: &ExpertMap) -> Result<(), Refusal> {
         let name = map.model();
         if self.configured.contains_key(name) {
             return Err(Refusal::Configured(name.to_owned()));
@@ -165,12 +165,23 @@ impl Models {
         {
             return Err(Refusal::StaleEpoch { epoch: map.epoch(), current });
         }
-        let newest = if map.is_partial() {
-            let before = before.ok_or_else(|| Refusal::UnknownModel(name.to_owned()))?;
-            check_alike(&before.map, &map)?;
-            before.map.with_layers_of(&map)
-        } else {
-            map.clone()
+        match before {
+            Some(before) if map.is_partial() => check_alike(&before.map, map),
+            None if map.is_partial() => Err(Refusal::UnknownModel(name.to_owned())),
+            _ => Ok(()),
+        }
+    }
+
+    /// What the map changes: a full one takes the place of the model's last, a partial one that of some layers.
+    ///
+    /// # Errors
+    /// Where it does not fit to what is in force, or no numbers are free.
+    pub fn plan(&self, map: ExpertMap, now: Duration) -> Result<Plan, Refusal> {
+        self.check(&map)?;
+        let before = self.models.get(map.model());
+        let newest = match before {
+            Some(before) if map.is_partial() => before.map.with_layers_of(&map),
+            _ => map.clone(),
         };
         let tables = self.number(before, &map, newest.first_table(), now)?;
         Ok(Plan::new(before, newest, tables))

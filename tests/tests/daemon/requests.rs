@@ -363,7 +363,8 @@ fn what_is_too_large_or_cut_off_changes_nothing() {
     assert_eq!(api.request("PUT", "/v1/models/a/map", &next).unwrap().status, 200);
 }
 
-/// From request to in force: DeepSeek-V3's 58 layers of 256 experts with up to 4 replicas, on 64 nodes.
+/// From request to in force while frames flow: DeepSeek-V3's 58 layers of 256 experts with up to 4 replicas, on 64 nodes.
+/// REPLICATOR_MAP_RUNS says how many maps.
 #[test]
 fn a_full_map_of_deepseek_v3_is_soon_in_force() {
     const LAYERS: u16 = 58;
@@ -373,7 +374,8 @@ fn a_full_map_of_deepseek_v3_is_soon_in_force() {
     let neighbors: String = (0..NODES)
         .map(|n| format!("  n{n}: {{ address: 10.0.1.{}, mac: \"02:00:00:00:09:{n:02x}\" }}\n", 2 + n))
         .collect();
-    let config = format!("origin: {{}}\ninterfaces: [eth0]\nepoch-grace: 0\nneighbors:\n{neighbors}");
+    let config =
+        cluster.config().replace("neighbors:\n", &format!("epoch-grace: 1\nneighbors:\n{neighbors}"));
     let _daemon = Daemon::start(&cluster.sender, &binary(), &config).unwrap();
     let mut api = Api::connect(&cluster.sender).unwrap();
     let mut random = Random(3);
@@ -394,17 +396,27 @@ fn a_full_map_of_deepseek_v3_is_soon_in_force() {
         .to_string()
     };
     let runs = std::env::var("REPLICATOR_MAP_RUNS").map_or(20, |runs| runs.parse().unwrap());
-    let mut times = Vec::new();
-    for epoch in 1..=runs {
-        let body = map(epoch);
-        let start = Instant::now();
-        let answer = api.request("PUT", "/v1/models/deepseek-v3/map", &body).unwrap();
-        times.push(start.elapsed());
-        assert_eq!(answer.status, 200, "{}", answer.text);
-        assert_eq!(answer.json()["layers"].as_object().unwrap().len(), usize::from(LAYERS));
-    }
+    let maps: Vec<_> = (1..=runs).map(&mut map).collect();
+    let bytes = maps[0].len();
+    let put = || {
+        let mut times = Vec::new();
+        for body in maps {
+            let start = Instant::now();
+            let answer = api.request("PUT", "/v1/models/deepseek-v3/map", &body).unwrap();
+            times.push(start.elapsed());
+            assert_eq!(answer.status, 200, "{}", answer.text);
+            assert_eq!(answer.json()["layers"].as_object().unwrap().len(), usize::from(LAYERS));
+        }
+        times
+    };
+    let load = dispatcher(&cluster.sender, ORIGIN_V4, TABLE);
+    let (mut times, stream) = Stream::run(load, &[1], cluster.sinks(), put);
+    assert_eq!(stream.lost(), [0], "of {}", stream.sent);
     let (median, p99) = (percentile(&mut times, 0.5), percentile(&mut times, 0.99));
-    eprintln!("{runs} full maps: p50 {median:.1} ms, p99 {p99:.1} ms, of {} bytes", map(0).len());
+    eprintln!(
+        "{runs} full maps of {bytes} bytes: p50 {median:.1} ms, p99 {p99:.1} ms; {} frames",
+        stream.sent
+    );
     // What a build without optimizations takes on a busy machine; docs/testing.md has what one with them does.
     assert!(times[0] < Duration::from_secs(2));
 }
