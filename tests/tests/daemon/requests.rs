@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -363,8 +364,8 @@ fn what_is_too_large_or_cut_off_changes_nothing() {
     assert_eq!(api.request("PUT", "/v1/models/a/map", &next).unwrap().status, 200);
 }
 
-/// From request to in force while frames flow: DeepSeek-V3's 58 layers of 256 experts with up to 4 replicas, on 64 nodes.
-/// REPLICATOR_MAP_RUNS says how many maps.
+/// From request to in force while frames flow: DeepSeek-V3's 58 layers of 256 experts with up to 4 replicas, so 4 variants,
+/// on 64 nodes. REPLICATOR_MAP_RUNS says how many maps.
 #[test]
 fn a_full_map_of_deepseek_v3_is_soon_in_force() {
     const LAYERS: u16 = 58;
@@ -380,9 +381,9 @@ fn a_full_map_of_deepseek_v3_is_soon_in_force() {
     let mut api = Api::connect(&cluster.sender).unwrap();
     let mut random = Random(3);
     let ranks: Vec<_> = (0..NODES).map(|rank| json!({ "rank": rank, "node": format!("n{rank}") })).collect();
-    // 320 slots, five on each node: 64 redundant, of which some experts get three.
+    // 320 slots, five on each node: 64 redundant, three for each of 21 experts.
     let mut map = |epoch: u64| {
-        let mut slots: Vec<usize> = (0..EXPERTS).chain((0..64).map(|i| i / 3 * 3)).collect();
+        let mut slots: Vec<usize> = (0..EXPERTS).chain((0..64).map(|i| i / 3)).collect();
         let layers = (3..3 + LAYERS).map(|layer| {
             for at in (1..slots.len()).rev() {
                 slots.swap(at, random.below(at + 1));
@@ -400,7 +401,11 @@ fn a_full_map_of_deepseek_v3_is_soon_in_force() {
     let bytes = maps[0].len();
     let put = || {
         let mut times = Vec::new();
-        for body in maps {
+        let begin = Instant::now();
+        for (body, number) in maps.into_iter().zip(0..) {
+            // Faster than that, and there would be no room for what is superseded.
+            let due = begin + Duration::from_millis(100) * number;
+            thread::sleep(due.saturating_duration_since(Instant::now()));
             let start = Instant::now();
             let answer = api.request("PUT", "/v1/models/deepseek-v3/map", &body).unwrap();
             times.push(start.elapsed());
