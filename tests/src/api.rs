@@ -17,6 +17,16 @@ pub const SOCKET: &str = "/run/replicator/control.sock";
 /// Time that an answer may take on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
+/// A name as a part of a path: everything but letters, digits and `-._~` as `%XX` (RFC 3986, section 2.3).
+pub fn segment(name: &str) -> String {
+    name.bytes()
+        .map(|byte| match byte {
+            byte if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => char::from(byte).to_string(),
+            byte => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
 /// A connection to the daemon of a host, kept open from request to request.
 #[derive(Debug)]
 pub struct Api {

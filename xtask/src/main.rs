@@ -38,8 +38,11 @@ enum Command {
     },
     /// Formatting, clippy, unit tests, the Python package and, as root, the integration tests
     Test {
-        /// Run only the integration tests whose name contains this, or with `demo` the demo too
+        /// Run only the integration tests whose name contains this, and show what they print; with `demo` the demo too
         filter: Option<String>,
+        /// Run them and the demo with a replicator built with optimizations
+        #[arg(long)]
+        release: bool,
     },
     /// Dispatch a model's tokens to expert nodes, all on this machine, while its expert map is rebalanced, and check every
     /// copy, as root
@@ -82,7 +85,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
             let profile = if release { Profile::Release } else { Profile::Dev };
             println!("{}", artifact::build(&toolchain(Purpose::Build)?, profile)?.display());
         }
-        Command::Test { filter } => test::run(&toolchain(Purpose::Test)?, filter.as_deref())?,
+        Command::Test { filter, release } => {
+            let profile = if release { Profile::Release } else { Profile::Dev };
+            test::run(&toolchain(Purpose::Test)?, filter.as_deref(), profile)?;
+        }
         Command::Demo(args) => {
             return demo::start(&args, || artifact::build(&toolchain(Purpose::Run)?, Profile::Dev));
         }

@@ -24,7 +24,7 @@ const OTHER_LAYOUT_VARIABLE: &str = "REPLICATOR_OTHER_LAYOUT_BIN";
 ///
 /// # Errors
 /// The first step that failed.
-pub(crate) fn run(toolchain: &Toolchain, filter: Option<&str>) -> Result<()> {
+pub(crate) fn run(toolchain: &Toolchain, filter: Option<&str>, profile: Profile) -> Result<()> {
     let mut steps = Steps { done: 0, color: stderr().is_terminal() && env::var_os("NO_COLOR").is_none() };
     steps.run("formatting", || process::run(cargo().args(["fmt", "--all", "--check"])))?;
     steps.run("the Python package", python)?;
@@ -38,9 +38,8 @@ pub(crate) fn run(toolchain: &Toolchain, filter: Option<&str>) -> Result<()> {
         let object = artifact::object(toolchain, Layout::Other, Warnings::Deny)?;
         artifact::replicator(&object, Layout::Other, Profile::Dev)
     })?;
-    let replicator = steps.run("replicator with the object inside", || {
-        artifact::replicator(&object, Layout::Own, Profile::Dev)
-    })?;
+    let replicator = steps
+        .run("replicator with the object inside", || artifact::replicator(&object, Layout::Own, profile))?;
     steps.run("unit tests", || {
         process::run(cargo().args(["test", "--workspace", "--exclude=replicator-tests", "--no-fail-fast"]))
     })?;
@@ -90,6 +89,9 @@ fn integration_tests(variables: &[(&str, &OsStr)], filter: Option<&str>) -> Resu
             bail!("they make network namespaces: run `cargo xtask test` as root or install sudo")
         }
     };
+    if filter.is_some() {
+        cargo.args(["--", "--nocapture"]);
+    }
     process::run(&mut cargo)
 }
 

@@ -1,14 +1,16 @@
 //! The control API of the dispatching node's replicator, as a framework uses it: maps go there, BIFT-ids come back.
 
 use std::{
-    fmt::Write as _,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use replicator_common::bier::{BiftId, BitStringLength};
-use replicator_tests::{api::Api, lab::Host};
+use replicator_tests::{
+    api::{Api, segment},
+    lab::Host,
+};
 use serde_json::{Map, Value, json};
 
 use super::{cluster::node_name, epochs::Epoch, placement::Placement};
@@ -111,20 +113,6 @@ fn document(epoch: &Epoch, model: &str, experts: u32, nodes: u32) -> String {
         "layers": layers,
     })
     .to_string()
-}
-
-/// A name as one segment of a path.
-fn segment(name: &str) -> String {
-    name.bytes().fold(String::new(), |mut path, byte| {
-        // RFC 3986, section 2.3.
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            path.push(char::from(byte));
-        } else {
-            // Writing to a string cannot fail.
-            let _ = write!(path, "%{byte:02X}");
-        }
-        path
-    })
 }
 
 /// The BIFT-ids in an answer to a map.
