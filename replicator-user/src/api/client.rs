@@ -92,7 +92,9 @@ impl fmt::Display for Address {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody answers there.
-    #[error("no daemon answers at {address}: {source}")]
+    #[error(
+        "no daemon answers at {address}: {source}; start it with `replicator run`, or say with --api where it is"
+    )]
     Unreachable {
         /// Where it was looked for.
         address: Address,

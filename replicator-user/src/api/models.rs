@@ -136,6 +136,7 @@ pub(super) async fn epochs(State(app): State<Arc<App>>, model: Model) -> Result<
 
 /// For how long, and for what.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wait {
     /// Answer when the model's epoch is larger than this.

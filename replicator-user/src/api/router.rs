@@ -137,6 +137,6 @@ async fn authorize(State(with): State<Arc<(Limits, Token)>>, request: Request, n
     }
     let (parts, request_body) = request.into_parts();
     body::discard(&parts.headers, request_body, limits).await;
-    Refused::new(Code::Unauthorized, "give the token in the header `Authorization: Bearer TOKEN`")
+    Refused::new(Code::Unauthorized, "the token is missing or wrong; give that of `token-file` in the header `Authorization: Bearer TOKEN`")
         .into_response()
 }

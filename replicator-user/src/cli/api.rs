@@ -16,10 +16,10 @@ pub(super) struct Api {
     /// The daemon's control socket, or https://HOST:PORT
     #[arg(long, value_name = "ADDRESS", default_value = DEFAULT_SOCKET)]
     api: Address,
-    /// With https: file with the token
+    /// File with the token; https needs it
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// With https: PEM file with the certificates to trust
+    /// PEM file with the certificates to trust; https needs it
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
 }

@@ -370,7 +370,9 @@ impl fmt::Display for Report {
         let tcp = self.api.tcp.map(|listen| format!("https://{listen}"));
         let api: Vec<_> = [self.api.socket.display().to_string()].into_iter().chain(tcp).collect();
         let state =
-            self.state_path.as_ref().map_or("by environment".to_owned(), |path| path.display().to_string());
+            self.state_path.as_ref().map_or("STATE_DIRECTORY, else /var/lib/replicator".to_owned(), |path| {
+                path.display().to_string()
+            });
         columns(
             f,
             &[

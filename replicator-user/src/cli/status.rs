@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -60,10 +60,22 @@ impl StatusArgs {
     }
 }
 
-/// Whether a process is a replicator: its number may be another's by now.
+/// Whether a process is a replicator that runs: its number may be another's by now, or nobody may have waited for its
+/// end.
 pub(super) fn is_daemon(pid: u32) -> bool {
-    std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("comm"))
-        .is_ok_and(|name| name.trim_end() == "replicator")
+    // proc_pid_stat(5): number, name in parentheses, state; Z and X are processes that have ended.
+    let stat = std::fs::read_to_string(process(pid).join("stat")).unwrap_or_default();
+    stat.split_once(" (replicator) ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
+}
+
+fn process(pid: u32) -> PathBuf {
+    Path::new("/proc").join(pid.to_string())
+}
+
+/// Whether a process sees other mounts than this one, and so other pins.
+fn is_elsewhere(pid: u32) -> bool {
+    let mounts = |process: PathBuf| std::fs::read_link(process.join("ns/mnt")).ok();
+    mounts(process(pid)) != mounts(PathBuf::from("/proc/self"))
 }
 
 impl Report {
@@ -80,7 +92,14 @@ impl Report {
                  start it with `replicator run`"
                     .into(),
             ),
-            (false, _) => line("not attached; start it with `replicator run`".into()),
+            (false, true) => line(match self.daemon.as_ref().map(|daemon| daemon.pid) {
+                Some(pid) if is_elsewhere(pid) => format!(
+                    "the daemon runs in another mount namespace (`ip netns exec` and containers make one), and its pins are \
+                     not seen from here; look from there: `nsenter -t {pid} -m -n --wdns=. replicator status`"
+                ),
+                _ => "the daemon runs and has not attached yet".into(),
+            }),
+            (false, false) => line("not attached; start it with `replicator run`".into()),
         }
         let Some(daemon) = &self.daemon else { return text };
         line(format!("version {}, process {}", daemon.version, daemon.pid));

@@ -7,9 +7,9 @@ use std::{
 };
 
 use replicator_common::{limits::MAX_TABLES, neighbor::FIRST_REMOTE_NEIGHBOR};
-use tracing::{debug, info};
+use tracing::{debug, error, info};
 
-use super::{Daemon, control::Request, tables::InForce};
+use super::{Daemon, RETRY, control::Request, tables::InForce};
 use crate::{
     api::types::{
         Count, Deleted, Installed, ModelList, NeighborList, NeighborReport, Readiness, Stats, StatusReport,
@@ -153,8 +153,14 @@ impl Daemon {
     }
 
     fn tables_changed(&mut self) {
-        self.status_is_old = true;
         self.changes.send_modify(|changes| *changes += 1);
+        self.status_is_old = true;
+        // In a storm of maps it is written now and then.
+        if self.status_written.elapsed() > RETRY
+            && let Err(error) = self.write_status()
+        {
+            error!("{error}");
+        }
     }
 
     fn resolved(&self) -> usize {

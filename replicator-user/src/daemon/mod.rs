@@ -138,8 +138,9 @@ pub struct Daemon {
     watch: (Watch, UnboundedReceiver<HostEvent>),
     interfaces: Vec<InterfaceStatus>,
     status_path: PathBuf,
-    /// Whether the status file does not know of the newest tables.
+    /// Whether the status file does not know of the newest tables, and when it was written.
     status_is_old: bool,
+    status_written: Instant,
     /// Tables that must be installed again, and could not be yet.
     outdated: BTreeSet<BiftId>,
     /// Ids of neighbors that are elsewhere, or configured no more; tables in force may name them.
@@ -249,7 +250,7 @@ impl Daemon {
             self.resolutions.iter().filter(|resolution| matches!(resolution, Resolution::Ready { .. }));
         format!(
             "tables: {}, neighbors resolved: {} of {}, interfaces: {}",
-            self.tables.all().count(),
+            self.tables.all().filter(|table| table.is_newest()).count(),
             ready.count(),
             self.resolutions.len(),
             self.interfaces.len()
@@ -280,7 +281,7 @@ impl Daemon {
     }
 
     fn write_status(&mut self) -> Result<(), DaemonError> {
-        self.status_is_old = false;
+        (self.status_is_old, self.status_written) = (false, Instant::now());
         let neighbor = |index: usize| NeighborStatus {
             name: self.config.neighbors[index].name.clone(),
             id: self.roster.place(index).neighbor,

@@ -45,7 +45,8 @@ impl Daemon {
     /// # Errors
     /// Where an interface is not fit or the kernel refuses something.
     ///
-    /// Without a daemon everything is as it was before, programs that were attached before included.
+    /// Without a daemon everything that was attached before still is, and what was not there is not there. Maps that were
+    /// taken over may follow the new configuration already.
     pub async fn start(config: Config, end: impl Future<Output = ()>) -> Result<Option<Self>, DaemonError> {
         let object = object::embedded()?;
         let (netlink, pins) = (Netlink::open()?, Pins::new(&config.pin_path));
@@ -90,6 +91,7 @@ impl Daemon {
         let mut daemon = Self {
             status_path: status::path(&config.pin_path),
             status_is_old: false,
+            status_written: Instant::now(),
             resolutions: vec![Resolution::Pending { reason: Reason::Underspecified }; config.neighbors.len()],
             heard: false,
             nodes: nodes(&config),

@@ -126,6 +126,8 @@ pub struct Plan {
 pub struct Models {
     models: BTreeMap<String, Model>,
     superseded: Superseded,
+    /// Tables of layers that are gone, with the model and the layer that had them.
+    left: BTreeMap<u16, (String, u16)>,
     /// Models of the configuration, which maps do not change, and the numbers of their tables.
     configured: BTreeMap<String, BTreeSet<u16>>,
 }
@@ -134,7 +136,8 @@ impl Models {
     /// No models yet. `configured` are those of the configuration with their tables' numbers; superseded tables stay in
     /// force for `grace`.
     pub fn new(configured: BTreeMap<String, BTreeSet<u16>>, grace: Duration) -> Self {
-        Self { models: BTreeMap::new(), superseded: Superseded::new(grace), configured }
+        let (models, left) = (BTreeMap::new(), BTreeMap::new());
+        Self { models, superseded: Superseded::new(grace), left, configured }
     }
 
     /// The models.
@@ -199,7 +202,8 @@ impl Models {
         let others = others.flat_map(|(name, model)| model.tables.values().map(move |t| (t.table, name)));
         let configured =
             self.configured.iter().flat_map(|(name, tables)| tables.iter().map(move |&table| (table, name)));
-        let mut numbers = Numbers::new(others.chain(configured).map(|(table, name)| (table, name.as_str())));
+        let others = others.chain(configured).map(|(table, name)| (table, name.as_str()));
+        let mut numbers = Numbers::new(others, &self.left);
         for table in before.into_iter().flat_map(|before| before.tables.values()) {
             numbers.take(table.table, table.generation);
         }
@@ -213,7 +217,7 @@ impl Models {
                 Some(first) => numbers.fixed(layer, first + layer)?,
                 None => match before.and_then(|before| before.tables.get(&layer)) {
                     Some(before) => before.table,
-                    None => numbers.free_table()?,
+                    None => numbers.free_table(map.model(), layer)?,
                 },
             };
             let generation = numbers.free_generation(table, map.epoch())?;
@@ -230,7 +234,15 @@ impl Models {
             self.superseded.push(Older { id, epoch: Some(epoch) }, now);
         }
         let installed = model.installed_layers(layers.keys());
-        self.models.insert(model.map.model().to_owned(), model);
+        let name = model.map.model().to_owned();
+        let gone = self.models.insert(name.clone(), model).map(|before| before.tables).unwrap_or_default();
+        for (layer, table) in
+            gone.into_iter().filter(|(layer, _)| !self.models[&name].tables.contains_key(layer))
+        {
+            self.left.insert(table.table, (name.clone(), layer));
+        }
+        let taken = |table: &u16| self.models[&name].tables.values().any(|of_layer| of_layer.table == *table);
+        self.left.retain(|table, _| !taken(table));
         installed
     }
 
@@ -251,7 +263,10 @@ impl Models {
     pub fn remove(&mut self, model: &str, now: Duration) -> Result<Deleted, Refusal> {
         let ids = self.ids_of(model)?;
         let epoch = self.get(model)?.map.epoch();
-        self.models.remove(model);
+        let tables = self.models.remove(model).map(|gone| gone.tables).unwrap_or_default();
+        for (layer, table) in tables {
+            self.left.insert(table.table, (model.to_owned(), layer));
+        }
         ids.into_iter().for_each(|id| self.superseded.retire(id, now));
         Ok(Deleted { model: model.to_owned(), epoch })
     }

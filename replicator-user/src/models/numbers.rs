@@ -18,13 +18,18 @@ pub(super) struct Numbers<'m> {
     others: BTreeMap<u16, &'m str>,
     /// Tables of this model and of models that are gone, each with the generations that are in force or at rest.
     generations: BTreeMap<u16, BTreeSet<u8>>,
+    /// Tables of layers that are gone, with whose they were: others get them last, for senders may know the alias.
+    left: &'m BTreeMap<u16, (String, u16)>,
     /// Tables given out now.
     given: BTreeSet<u16>,
 }
 
 impl<'m> Numbers<'m> {
-    pub(super) fn new(others: impl Iterator<Item = (u16, &'m str)>) -> Self {
-        Self { others: others.collect(), generations: BTreeMap::new(), given: BTreeSet::new() }
+    pub(super) fn new(
+        others: impl Iterator<Item = (u16, &'m str)>,
+        left: &'m BTreeMap<u16, (String, u16)>,
+    ) -> Self {
+        Self { others: others.collect(), generations: BTreeMap::new(), given: BTreeSet::new(), left }
     }
 
     pub(super) fn take(&mut self, table: u16, generation: u8) {
@@ -42,14 +47,16 @@ impl<'m> Numbers<'m> {
         }
     }
 
-    /// The lowest table that nobody has.
-    pub(super) fn free_table(&mut self) -> Result<u16, Refusal> {
-        let free = |table: &u16| {
-            !self.others.contains_key(table)
-                && !self.generations.contains_key(table)
-                && !self.given.contains(table)
-        };
-        let table = (0..MAX_EXPERT_TABLES as u16).find(free).ok_or_else(|| Refusal::NoRoom {
+    /// A table that nobody has for a layer: the one it had before, or the lowest that nobody had, or the lowest.
+    pub(super) fn free_table(&mut self, model: &str, layer: u16) -> Result<u16, Refusal> {
+        let unclaimed = |table: &u16| !self.others.contains_key(table) && !self.given.contains(table);
+        let free = |table: &u16| unclaimed(table) && !self.generations.contains_key(table);
+        let own = self.left.iter().filter(|(_, (name, of))| name == model && *of == layer);
+        let own = own.map(|(table, _)| *table).find(unclaimed);
+        let all = || (0..MAX_EXPERT_TABLES as u16).filter(free);
+        let table =
+            own.or_else(|| all().find(|table| !self.left.contains_key(table))).or_else(|| all().next());
+        let table = table.ok_or_else(|| Refusal::NoRoom {
             detail: format!("all {MAX_EXPERT_TABLES} numbers of expert tables are taken; delete a model"),
             retry_after: None,
         })?;

@@ -147,8 +147,19 @@ fn what_is_deleted_is_gone_and_its_numbers_rest() {
     assert_eq!(models.remove("m", at(0)), Ok(Deleted { model: "m".to_owned(), epoch: 2 }));
     assert!(models.remove("m", at(0)).is_err());
     assert_eq!((models.superseded(), models.summaries().len()), (0, 1));
-    assert_eq!(take(&mut models, map("m", 1, &[0]), at(999)), [(0, (4, 2))].into());
-    assert_eq!(take(&mut models, map("o", 1, &[0]), at(1_000)), [(0, (2, 2))].into());
+    // Others get a number last that somebody had: senders may know its alias. Who had it gets it again.
+    assert_eq!(take(&mut models, map("o", 1, &[0]), at(500)), [(0, (4, 2))].into());
+    assert_eq!(take(&mut models, map("m", 1, &[0]), at(999)), [(0, (2, 4))].into(), "2 and 3 rest");
+    models.remove("m", at(1_000)).unwrap();
+    assert_eq!(take(&mut models, map("m", 1, &[0]), at(2_000)), [(0, (2, 2))].into());
+    models.remove("m", at(2_000)).unwrap();
+    let all: Vec<u16> = (0..2043).collect();
+    assert_eq!(take(&mut models, map("p", 1, &all), at(9_000)).len(), 2043, "5 to 2047");
+    assert_eq!(take(&mut models, map("q", 1, &[0]), at(9_000)), [(0, (2, 2))].into());
+    assert!(matches!(
+        models.plan(map("r", 1, &[0]), at(9_000)),
+        Err(Refusal::NoRoom { retry_after: None, .. })
+    ));
 }
 
 #[test]

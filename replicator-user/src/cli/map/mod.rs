@@ -200,9 +200,12 @@ impl ImportArgs {
 /// The bytes of a file, and one more than a document may have where it is longer.
 fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    fs::File::open(file)
-        .and_then(|opened| opened.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes))
-        .with_context(|| format!("{}: cannot be read", file.display()))?;
+    let most = MAX_BYTES as u64 + 1;
+    let read = match file.as_os_str().as_encoded_bytes() {
+        b"-" => io::stdin().take(most).read_to_end(&mut bytes),
+        _ => fs::File::open(file).and_then(|opened| opened.take(most).read_to_end(&mut bytes)),
+    };
+    read.with_context(|| format!("{}: cannot be read", file.display()))?;
     Ok(bytes)
 }
 

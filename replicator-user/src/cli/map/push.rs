@@ -28,12 +28,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// the layers are found then. Where there is no room at this moment it tries again for a minute.
 #[derive(Args)]
 pub(in crate::cli) struct PushArgs {
-    /// The map
+    /// The map; - is standard input
     file: PathBuf,
     /// Give the map the epoch after the one in force, whatever its own is
     #[arg(long)]
     next_epoch: bool,
-    /// Print JSON
+    /// Print JSON: the answer, or the problem where it is refused
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -44,8 +44,19 @@ impl PushArgs {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let map = load(&self.file)?;
         let client = self.api.client()?;
-        let installed = block_on(push(&client, map, self.next_epoch))?;
-        print(&Report(&installed), self.json)?;
+        let pushed = block_on(push(&client, map, self.next_epoch));
+        let refused = pushed.as_ref().err().and_then(|error| error.downcast_ref::<ClientError>());
+        match refused.and_then(ClientError::problem) {
+            Some(problem) if self.json => {
+                println!("{}", serde_json::to_string_pretty(problem)?);
+                return Ok(ExitCode::FAILURE);
+            }
+            Some(problem) if problem.code == Code::StaleEpoch => {
+                anyhow::bail!("{}, or have --next-epoch give it one", problem.detail);
+            }
+            _ => {}
+        }
+        print(&Report(&pushed?), self.json)?;
         Ok(ExitCode::SUCCESS)
     }
 }

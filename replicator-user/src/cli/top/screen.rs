@@ -94,17 +94,18 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View) {
 fn header(view: &View) -> Vec<Line<'_>> {
     let first = match &view.now {
         None => format!("replicator at {}", view.address),
+        // What changes comes first: a narrow terminal cuts the rest.
         Some(Sample { status, .. }) => format!(
-            "replicator {} at {}, process {}, up {} s; neighbors {}/{} resolved; BIFT-ids {}, superseded {}{}",
-            status.version,
-            view.address,
-            status.pid,
-            status.uptime_seconds as u64,
+            "neighbors {}/{} resolved; BIFT-ids {}, superseded {}{}; up {} s; replicator {}, process {}, at {}",
             status.neighbors.resolved,
             status.neighbors.total,
             status.bift_ids,
             status.superseded,
             if status.behind { "; behind the host" } else { "" },
+            status.uptime_seconds as u64,
+            status.version,
+            status.pid,
+            view.address,
         ),
     };
     let second = match (&view.trouble, &view.now) {

@@ -148,7 +148,7 @@ fn the_screen_shows_rates_nodes_and_models() {
     view.take(sample(7, 12.0, 300));
     let lines = drawn(&view, 120, 24);
     for line in [
-        "replicator 1.2.3 at /run/a.sock, process 7, up 12 s; neighbors 2/3 resolved; BIFT-ids 52, superseded 1",
+        "neighbors 2/3 resolved; BIFT-ids 52, superseded 1; up 12 s; replicator 1.2.3, process 7, at /run/a.sock",
         "outcome unit total per second",
         "replicated frame 300 100",
         "sent copy 900 300",
