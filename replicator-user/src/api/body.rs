@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     body::{Body, Bytes},
-    http::{HeaderMap, header},
+    http::{HeaderMap, header, request::Parts},
 };
 use http_body_util::BodyExt as _;
 use tokio::{
@@ -13,6 +13,7 @@ use tokio::{
 };
 
 use super::{
+    connections::Place,
     limits::{Limits, RETRY_AFTER},
     problem::Refused,
     types::Code,
@@ -45,13 +46,14 @@ impl Bodies {
     ///
     /// # Errors
     /// Where it is too large or too slow, breaks off, or there is no room for it.
-    pub(super) async fn read(&self, headers: &HeaderMap, mut body: Body) -> Result<Held, Refused> {
+    pub(super) async fn read(&self, parts: &Parts, mut body: Body) -> Result<Held, Refused> {
+        let (headers, place) = (&parts.headers, parts.extensions.get::<Arc<Place>>());
         let told = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let read = async {
             if told.is_some_and(|length: u64| length > MAX_BYTES as u64) {
                 return Err(too_large());
             }
-            self.gather(&mut body).await
+            self.gather(&mut body, place.map(Arc::as_ref)).await
         };
         let read = timeout(self.limits.body, read).await.unwrap_or_else(|_| Err(late(&self.limits)));
         if read.is_err() {
@@ -60,9 +62,14 @@ impl Bodies {
         read
     }
 
-    async fn gather(&self, body: &mut Body) -> Result<Held, Refused> {
+    async fn gather(&self, body: &mut Body, place: Option<&Place>) -> Result<Held, Refused> {
         let (mut bytes, mut room) = (Vec::new(), None::<OwnedSemaphorePermit>);
-        while let Some(data) = next(body).await? {
+        loop {
+            // Who lets its body be waited for is silent: its place may be another's.
+            place.inspect(|place| place.silent());
+            let data = next(body).await?;
+            place.inspect(|place| place.busy());
+            let Some(data) = data else { break };
             let length = bytes.len() + data.len();
             if length > MAX_BYTES {
                 return Err(too_large());

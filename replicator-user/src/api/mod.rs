@@ -6,6 +6,7 @@
 mod body;
 pub mod client;
 mod connections;
+mod documents;
 mod health;
 mod limits;
 mod listen;

@@ -119,7 +119,8 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<ModelList>,
     ))]
 pub(super) async fn map(State(app): State<Arc<App>>, model: Model) -> Result<Response, Refused> {
     let map = app.control.map(name(model)?).await?;
-    let json = aside(&app, move || map.to_json()).await?;
+    let shared = Arc::clone(&app);
+    let json = aside(&app, move || shared.documents.of(&map)).await?;
     Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 
@@ -204,7 +205,7 @@ async fn newer(app: &App, model: String, after: u64, wait: Duration) -> Result<I
 
 async fn install(app: &App, model: Model, request: Request, extent: Extent) -> Result<Installed, Refused> {
     let (parts, body) = request.into_parts();
-    let held = app.bodies.read(&parts.headers, body).await?;
+    let held = app.bodies.read(&parts, body).await?;
     let model = name(model)?;
     // Its room is taken until it is read.
     let map = aside(app, move || ExpertMap::parse(&held.bytes)).await??;

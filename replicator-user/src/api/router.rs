@@ -15,6 +15,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     body::{self, Bodies},
+    documents::Documents,
     health,
     limits::Limits,
     metrics::{self, Requests},
@@ -38,6 +39,7 @@ pub(super) struct App {
     pub(super) parsers: Semaphore,
     pub(super) waiters: Semaphore,
     pub(super) requests: Requests,
+    pub(super) documents: Documents,
     /// Turns true when the server ends.
     pub(super) ending: watch::Receiver<bool>,
 }
@@ -51,6 +53,7 @@ impl App {
             parsers: Semaphore::new(limits.parsers),
             waiters: Semaphore::new(limits.waiters),
             requests: Requests::default(),
+            documents: Documents::default(),
             ending,
         })
     }

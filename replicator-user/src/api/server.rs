@@ -178,8 +178,10 @@ async fn serve(
 ) -> hyper::Result<()> {
     let place = Arc::new(place);
     let (router, requests) = (TowerToHyperService::new(router), Arc::clone(&place));
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         requests.busy();
+        // For the time that its body takes to arrive.
+        request.extensions_mut().insert(Arc::clone(&requests));
         let (answer, place) = (router.call(request), Arc::clone(&requests));
         async move {
             let answer = answer.await;

@@ -83,15 +83,16 @@ pub struct Epochs {
 pub struct LayerEpochs {
     /// The epoch in force; none where the newest map has no such layer.
     pub epoch: Option<u64>,
-    /// Older tables that are in force for senders that have not moved on, oldest first.
+    /// Older tables that are in force for senders that have not moved on, oldest first. What a daemon found in the kernel
+    /// when it started, and knows no epoch of, is not among them.
     pub superseded: Vec<Superseded>,
 }
 
 /// A table that a newer one has taken the place of.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Superseded {
-    /// Its epoch; none where it was found in the kernel when the daemon started.
-    pub epoch: Option<u64>,
+    /// Its epoch.
+    pub epoch: u64,
     /// Its BIFT-id.
     pub bift_id: u32,
     /// Seconds until it is taken out of force, unless its room is needed before.

@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use replicator_common::{limits::MAX_TABLES, neighbor::FIRST_REMOTE_NEIGHBOR};
+use replicator_common::{
+    limits::{FBM_CHUNKS, MAX_TABLES, MEMBER_ENTRIES, ROW_CHUNKS},
+    neighbor::FIRST_REMOTE_NEIGHBOR,
+};
 use tracing::{debug, error, info};
 
 use super::{Daemon, RETRY, control::Request, tables::InForce};
@@ -54,21 +57,24 @@ impl Daemon {
 
     /// Puts a map in force.
     fn take(&mut self, map: ExpertMap) -> Result<Installed, Refusal> {
-        let birts = self.birts(&map)?;
-        // What is refused makes no room.
         self.models.check(&map)?;
-        self.make_room(map.layers().len());
+        let birts = self.birts(&map)?;
         let plan = self.models.plan(map, self.started.elapsed())?;
-        self.check_room(&plan)?;
+        self.have_ids(&plan)?;
         let mut prepared = Vec::with_capacity(plan.layers.len());
         let kept = self
             .prepare_layers(&plan, &birts, &mut prepared)
             .and_then(|()| self.store.save(&plan.model).map_err(|error| Refusal::Storage(error.to_string())));
         if let Err(refusal) = kept {
             prepared.into_iter().for_each(|(_, table)| self.datapath.discard(table));
+            if matches!(refusal, Refusal::NoRoom { retry_after: Some(_), .. }) {
+                // The map is right, and newer than what is in its way.
+                self.retire(true, plan.layers.len());
+            }
             return Err(refusal);
         }
         // Nothing below can fail.
+        let tables = prepared.len();
         for (table, prepared) in prepared {
             self.datapath.publish(prepared, &table.ids);
             self.tables.insert(table);
@@ -77,6 +83,7 @@ impl Daemon {
         plan.dropped.iter().for_each(|&alias| self.datapath.remove(alias));
         debug!("{}: epoch {} is in force", plan.model.map().model(), plan.model.map().epoch());
         let installed = self.models.commit(plan, self.started.elapsed());
+        self.make_room(tables);
         self.tables_changed();
         Ok(installed)
     }
@@ -88,6 +95,7 @@ impl Daemon {
         birts: &BTreeMap<u16, Arc<Birt>>,
         prepared: &mut Vec<(InForce, Prepared)>,
     ) -> Result<(), Refusal> {
+        fits_at_all(birts)?;
         for (&layer, ids) in &plan.layers {
             let Some(birt) = birts.get(&layer) else { continue };
             let (places, local) = (self.places(birt), self.local_device(birt));
@@ -107,38 +115,49 @@ impl Daemon {
         Ok(())
     }
 
-    /// Superseded tables that are in the way of this many new ones go before their time.
+    /// Has superseded tables go before their time, where they would be in the way of the next map of this size.
     fn make_room(&mut self, tables: usize) {
         let full = self.datapath.pressure() > CROWDED;
         // What they take is at rest for a while, and counts as taken until then.
         let most = if full { 2 * tables } else { usize::MAX };
+        self.retire(full, most);
+    }
+
+    /// Takes up to so many superseded tables out of force before their time, oldest first. How many there were.
+    fn retire(&mut self, full: bool, most: usize) -> usize {
         let mut early = Vec::new();
         while early.len() < most
             && let Some(id) = self.models.crowded(full, self.started.elapsed())
         {
             early.push(id);
         }
-        if !early.is_empty() {
-            debug!("superseded tables make room before their time: {}", early.len());
-            self.retired_early += early.len() as u64;
+        let count = early.len();
+        if count > 0 {
+            debug!("superseded tables make room before their time: {count}");
+            self.retired_early += count as u64;
             self.withdraw(early);
         }
+        count
     }
 
-    /// Whether there are BIFT-ids for what is new in a plan.
-    fn check_room(&self, plan: &Plan) -> Result<(), Refusal> {
-        // Each layer takes one of its own; its alias may be new too.
-        let more = 2 * plan.layers.len();
-        let there = self.datapath.bift_ids().len();
-        if there + more <= MAX_TABLES {
+    /// Sees to it that there are BIFT-ids for what is new in a plan. Where superseded tables have them, those go before
+    /// their time.
+    fn have_ids(&mut self, plan: &Plan) -> Result<(), Refusal> {
+        let in_force: BTreeSet<_> = self.datapath.bift_ids().into_iter().collect();
+        let new = plan.layers.values().flat_map(|ids| [ids.own, ids.alias]);
+        let wanted = in_force.len() + new.filter(|id| !in_force.contains(id)).count();
+        let missing = wanted.saturating_sub(MAX_TABLES);
+        if missing == 0 || self.models.superseded() >= missing && self.retire(true, missing) == missing {
             return Ok(());
         }
-        let detail = format!(
-            "{there} of {MAX_TABLES} BIFT-ids are in force, and the map takes up to {more}; delete a model, or wait until \
-             superseded tables are gone"
-        );
-        let retry_after = (self.models.superseded() > 0).then_some(RETRY_AFTER);
-        Err(Refusal::NoRoom { detail, retry_after })
+        let (there, superseded) = (in_force.len(), self.models.superseded());
+        Err(Refusal::NoRoom {
+            detail: format!(
+                "{there} of {MAX_TABLES} BIFT-ids are in force, {superseded} of them superseded, and {missing} are missing \
+                 for the map; delete a model, or send fewer layers"
+            ),
+            retry_after: (superseded >= missing).then_some(RETRY_AFTER),
+        })
     }
 
     /// Takes a model out of force.
@@ -242,5 +261,25 @@ impl Daemon {
             missing.push("no map is in place, and no table is configured".to_owned());
         }
         Readiness { ready: missing.is_empty(), missing }
+    }
+}
+
+/// Whether there is room for the tables of a map where nothing else is: else nothing has to make any.
+fn fits_at_all(birts: &BTreeMap<u16, Arc<Birt>>) -> Result<(), Refusal> {
+    let sizes = || birts.values().map(|birt| birt.size());
+    let takes = [
+        ("rows (in chunks of 64)", sizes().map(|size| size.rows).sum::<usize>(), ROW_CHUNKS),
+        ("F-BMs (in chunks of 256 bits)", sizes().map(|size| size.fbms).sum(), FBM_CHUNKS),
+        ("members", sizes().map(|size| size.members).sum(), MEMBER_ENTRIES),
+    ];
+    match takes.into_iter().find(|(_, takes, room)| takes > room) {
+        None => Ok(()),
+        Some((what, takes, room)) => Err(Refusal::NoRoom {
+            detail: format!(
+                "the map takes {takes} {what}, and {room} is all the room there is; send fewer layers, or put fewer \
+                 replicas of an expert on different nodes"
+            ),
+            retry_after: None,
+        }),
     }
 }

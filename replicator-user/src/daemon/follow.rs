@@ -35,25 +35,29 @@ impl Daemon {
             Resolution::Ready { ifindex, .. } => self.roster.found(index, *ifindex, self.started.elapsed()),
             Resolution::Pending { .. } => Move::Stays(self.roster.place(index)),
         };
-        self.homeless.remove(&index);
         let mut left = None;
-        match moved {
-            Move::Stays(place) => self.datapath.set_neighbor(place.neighbor, entry.as_ref())?,
+        let (id, entry) = match moved {
+            Move::Stays(place) => (place.neighbor, entry),
             Move::Moves { from, to } => {
-                self.datapath.set_neighbor(to.neighbor, entry.as_ref())?;
                 self.leaving.insert(from.neighbor);
                 self.outdated.extend(self.tables.with_neighbor(index));
                 left = Some(from.neighbor);
+                (to.neighbor, entry)
             }
             Move::NoRoom(place) => {
                 warn!("neighbor {} moved to another interface and has to wait for a free id", neighbor.name);
-                self.datapath.set_neighbor(place.neighbor, None)?;
-                self.homeless.insert(index, resolution);
-                return Ok(());
+                (place.neighbor, None)
             }
+        };
+        let told = self.datapath.set_neighbor(id, entry.as_ref());
+        if told.is_err() || matches!(moved, Move::NoRoom(_)) {
+            self.homeless.insert(index, resolution);
+            return Ok(told?);
         }
+        self.homeless.remove(&index);
         self.resolutions[index] = resolution;
-        let result = self.catch_up();
+        // Before the first answers had their time everything is installed anyway, and not everybody is where they are.
+        let result = if self.heard { self.catch_up() } else { Ok(()) };
         // Make before break: copies in flight still go by the old id, and no table names it. Where one still does the old
         // id leads nowhere from now on, rather than to where the neighbor was.
         if let Some(id) = left.filter(|id| self.leaving.contains(id)) {
@@ -72,10 +76,13 @@ impl Daemon {
         if self.origin.is_none() && self.config.origin.is_some() {
             self.restore_origin().await?;
         }
+        let mut result = Ok(());
         for (index, resolution) in std::mem::take(&mut self.homeless) {
-            self.neighbor_changed(Change { id: index as u32, resolution })?;
+            // Each whatever becomes of the others.
+            let changed = self.neighbor_changed(Change { id: index as u32, resolution });
+            result = result.and(changed);
         }
-        self.catch_up()
+        result.and(self.catch_up())
     }
 
     /// Whether there is anything to try again.

@@ -145,7 +145,7 @@ pub struct Daemon {
     outdated: BTreeSet<BiftId>,
     /// Ids of neighbors that are elsewhere, or configured no more; tables in force may name them.
     leaving: BTreeSet<u32>,
-    /// Neighbors that wait for an id, with what is known of them.
+    /// Neighbors whose news could not be put in force yet, for want of an id or a place, with what is known of them.
     homeless: BTreeMap<usize, Resolution>,
     /// Devices that went away; their numbers may come back.
     gone: BTreeSet<u32>,

@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use replicator_common::neighbor::{FIRST_REMOTE_NEIGHBOR, Neighbor};
+use replicator_common::{
+    bier::BiftId,
+    neighbor::{FIRST_REMOTE_NEIGHBOR, Neighbor},
+};
 use tokio::{sync::watch, time::timeout_at};
 use tracing::{info, warn};
 
@@ -128,39 +131,43 @@ impl Daemon {
 
     /// The maps of before: first the newest of each model, then what these took the place of.
     fn restore_models(&mut self) {
-        let mut restored = Vec::new();
-        for model in self.store.load() {
-            let (name, epoch) = (model.map().model().to_owned(), model.map().epoch());
-            match self.restore_newest(model) {
-                Ok(model) => restored.push(model),
-                Err(refusal) => warn!("the map of {name}, epoch {epoch}, is not put in force: {refusal}"),
-            }
-        }
-        restored.iter().filter_map(Model::before).for_each(|before| self.restore_before(before));
-    }
-
-    fn restore_newest(&mut self, model: Model) -> Result<Model, Refusal> {
-        let name = model.map().model().to_owned();
-        let birts = self.birts(model.map())?;
-        self.models.restore(model, self.started.elapsed())?;
-        let model = self.models.get(&name)?.clone();
-        for (layer, table) in model.tables() {
-            if let (Some(ids), Some(birt)) = (table.ids(), birts.get(layer)) {
-                self.tables.insert(InForce::of_layer(model.map(), *layer, vec![ids.own, ids.alias], birt));
-            }
-        }
-        Ok(model)
-    }
-
-    fn restore_before(&mut self, before: &Model) {
-        // Where maps are taken over, what is not in them any more had its time.
         let in_kernel: BTreeSet<_> = self.datapath.bift_ids().into_iter().collect();
+        let (mut fit, mut refused) = (Vec::new(), Vec::new());
+        for model in self.store.load() {
+            match self.birts(model.map()) {
+                Ok(_) => fit.push(model),
+                Err(refusal) => refused.push((model, refusal)),
+            }
+        }
+        refused.extend(self.models.restore(fit, &in_kernel));
+        for (model, refusal) in refused {
+            let (name, epoch) = (model.map().model(), model.map().epoch());
+            warn!("the map of {name}, epoch {epoch}, is not put in force: {refusal}");
+        }
+        let models: Vec<_> = self.models.all().cloned().collect();
+        for model in &models {
+            let Ok(birts) = self.birts(model.map()) else { continue };
+            for (layer, table) in model.tables() {
+                if let Some((ids, birt)) = table.ids().zip(birts.get(layer)) {
+                    let ids = vec![ids.own, ids.alias];
+                    self.tables.insert(InForce::of_layer(model.map(), *layer, ids, birt));
+                }
+            }
+        }
+        models.iter().filter_map(Model::before).for_each(|before| self.restore_before(before, &in_kernel));
+    }
+
+    fn restore_before(&mut self, before: &Model, in_kernel: &BTreeSet<BiftId>) {
         let Ok(birts) = self.birts(before.map()) else { return };
-        for (layer, table) in before.tables() {
-            let Some((ids, birt)) = table.ids().zip(birts.get(layer)) else { continue };
-            if (in_kernel.is_empty() || in_kernel.contains(&ids.own)) && !self.tables.has(ids.own) {
-                self.tables.insert(InForce::of_layer(before.map(), *layer, vec![ids.own], birt));
-                self.models.found(ids.own, Some(table.epoch), self.started.elapsed());
+        let name = before.map().model();
+        for (&layer, table) in before.tables() {
+            let Some((ids, birt)) = table.ids().zip(birts.get(&layer)) else { continue };
+            // Where maps are taken over, what is not in them any more had its time.
+            let in_time = in_kernel.is_empty() || in_kernel.contains(&ids.own);
+            if in_time && !self.tables.has(ids.own) && self.models.may_have_had(name, layer, table.table) {
+                self.tables.insert(InForce::of_layer(before.map(), layer, vec![ids.own], birt));
+                let of = Some((name.to_owned(), layer, table.epoch));
+                self.models.found(ids.own, of, self.started.elapsed());
             }
         }
     }

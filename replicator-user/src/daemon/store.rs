@@ -3,14 +3,21 @@
 
 use std::{
     collections::BTreeSet,
-    env, fs, io,
+    env, fs,
+    io::{self, Read as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    string::FromUtf8Error,
 };
 
+use ring::digest;
 use tracing::{info, warn};
 
 use super::status;
-use crate::models::{Model, state::StateError};
+use crate::{
+    map,
+    models::{Model, state::StateError},
+};
 
 /// Folder of the state, where neither the configuration nor the service manager (STATE_DIRECTORY) names another.
 const STATE_DIRECTORY: &str = "/var/lib/replicator";
@@ -21,7 +28,10 @@ const SUFFIX: &str = "json";
 const SET_ASIDE: &str = "damaged";
 
 /// Bytes of a file's name that the model's name may take: file systems allow 255.
-const MAX_NAME: usize = 200;
+const MAX_NAME: usize = 180;
+
+/// Bytes of a file: a map and what was before it, each as large as a document may be, with their numbers.
+const MAX_BYTES: u64 = 3 * map::MAX_BYTES as u64;
 
 /// The state of one replicator.
 #[derive(Debug)]
@@ -46,10 +56,26 @@ pub(super) struct StoreError {
 enum Unreadable {
     #[error("cannot be read: {0}")]
     Read(#[from] io::Error),
+    #[error("not UTF-8 text")]
+    Text(#[from] FromUtf8Error),
     #[error(transparent)]
     State(#[from] StateError),
     #[error("it is the file of another model, `{0}`")]
     Name(String),
+}
+
+/// The text of a file. Whoever may write to the folder may put anything there: what is no plain file, or larger than any
+/// state, is not read.
+fn text(path: &Path) -> Result<String, Unreadable> {
+    let mut options = fs::OpenOptions::new();
+    let file = options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() > MAX_BYTES {
+        return Err(io::Error::other(format!("it is no plain file of at most {MAX_BYTES} bytes")).into());
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8(bytes)?)
 }
 
 /// Files on their way to the disk.
@@ -103,7 +129,7 @@ impl Store {
     }
 
     fn read(&self, path: &Path) -> Option<Model> {
-        let model = fs::read_to_string(path).map_err(Unreadable::from).and_then(|text| {
+        let model = text(path).and_then(|text| {
             let model = Model::from_state(&text)?;
             let name = model.map().model();
             // A copy of a file under another name would be a second model of that name.
@@ -113,6 +139,11 @@ impl Store {
             Ok(model) => {
                 info!("found the map of {}, epoch {}", model.map().model(), model.map().epoch());
                 Some(model)
+            }
+            // It may be whole, and another build or another time may read it.
+            Err(error @ (Unreadable::Read(_) | Unreadable::State(StateError::Version(_)))) => {
+                warn!("the map in {} is not taken: {error}", path.display());
+                None
             }
             Err(error) => {
                 let aside = path.with_extension(SET_ASIDE);
@@ -152,7 +183,7 @@ impl Store {
     /// Keeps a model no more.
     pub(super) fn remove(&mut self, model: &str) -> Result<(), StoreError> {
         let path = self.path(model);
-        self.unsynced.remove(&path);
+        self.unsynced.insert(path.clone());
         match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError { path, source }),
             _ => Ok(()),
@@ -170,7 +201,7 @@ impl Store {
     }
 
     /// The file of a model: its name, with everything but the plainest characters as `%XX`. One that is too long for a
-    /// file's name is cut, and told from others by its checksum.
+    /// file's name is cut, and told from others by its digest.
     fn path(&self, model: &str) -> PathBuf {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
         let part = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
@@ -178,7 +209,9 @@ impl Store {
         if name.len() > MAX_NAME {
             // All of it is ASCII.
             name.truncate(MAX_NAME);
-            name.push_str(&format!("-{:08x}", crc32fast::hash(model.as_bytes())));
+            let digest = digest::digest(&digest::SHA256, model.as_bytes());
+            name.push('-');
+            name.extend(digest.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")));
         }
         self.folder.join(format!("{name}.{SUFFIX}"))
     }
@@ -262,12 +295,24 @@ mod tests {
         fs::write(inside.join("a.json"), &fs::read(inside.join("a.json")).unwrap()[..99]).unwrap();
         fs::copy(inside.join("b.json"), inside.join("d.json")).unwrap();
         fs::write(inside.join("e.json"), [0xff, 0xfe]).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", inside.join("f.json")).unwrap();
+        fs::create_dir(inside.join("g.json")).unwrap();
+        let newer = fs::read_to_string(inside.join("b.json")).unwrap();
+        let state = newer.split_once("\"state\":").unwrap().1.trim_end().strip_suffix('}').unwrap();
+        let state = state.replacen("\"version\":1", "\"version\":2", 1);
+        let sum = crc32fast::hash(state.as_bytes());
+        let newer = format!("{{\"checksum\":\"crc32:{sum:08x}\",\"state\":{state}}}");
+        fs::write(inside.join("h.json"), newer).unwrap();
         // What a daemon that was killed while it wrote left.
         fs::write(inside.join("c.new"), "half").unwrap();
         assert_eq!(folder.store().load(), [model("b", 1), model("c", 1)]);
         for name in ["a", "d", "e"] {
             assert!(inside.join(format!("{name}.damaged")).exists(), "{name}");
             assert!(!inside.join(format!("{name}.json")).exists(), "{name}");
+        }
+        for name in ["f", "g", "h"] {
+            let there = fs::symlink_metadata(inside.join(format!("{name}.json")));
+            assert!(there.is_ok(), "{name}: not ours to judge, or another version's");
         }
     }
 

@@ -100,9 +100,9 @@ impl FanOuts {
     }
 
     /// The share of the indices that is taken or at rest. What no table uses is there for the next.
-    pub(super) fn pressure(&self) -> f64 {
+    pub(super) fn pressure(&self, now: Duration) -> f64 {
         let unused = self.groups.iter().filter(|(_, state)| state.users == 0).map(|(group, _)| group.len());
-        f64::from(self.pool.occupied() - unused.sum::<u32>()) / f64::from(self.pool.len())
+        f64::from(self.pool.occupied(now) - unused.sum::<u32>()) / f64::from(self.pool.len())
     }
 
     /// A device that was gone is back under its number. The kernel emptied its entries when it went

@@ -344,12 +344,13 @@ impl Datapath {
 
     /// Gives back the room of a table that is not to be published.
     pub fn discard(&mut self, prepared: Prepared) {
-        self.tables.discard(&mut self.fan_outs, prepared, self.started);
+        self.tables.discard(&mut self.fan_outs, prepared);
     }
 
     /// How full the fullest of all tables is, from 0 to 1. What rests counts.
     pub fn pressure(&self) -> f64 {
-        self.tables.pressure().max(self.neighbors.pressure()).max(self.fan_outs.pressure())
+        let now = self.started.elapsed();
+        self.tables.pressure(now).max(self.fan_outs.pressure(now))
     }
 
     /// Takes the table of a BIFT-id out of force.

@@ -41,11 +41,6 @@ impl Neighbors {
         (0..self.ids.len() as u32).filter_map(entry).collect()
     }
 
-    /// The share of the places that is taken or at rest.
-    pub(super) fn pressure(&self) -> f64 {
-        f64::from(self.pool.occupied()) / f64::from(self.pool.len())
-    }
-
     pub(super) fn set(
         &mut self,
         id: u32,

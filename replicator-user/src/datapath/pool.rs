@@ -42,9 +42,15 @@ impl Pool {
         Some(range)
     }
 
-    /// Entries that are taken or at rest.
-    pub(super) fn occupied(&self) -> u32 {
-        self.entries - self.free.iter().map(|(start, end)| end - start).sum::<u32>()
+    /// Entries that are taken or at rest at this time.
+    pub(super) fn occupied(&self, now: Duration) -> u32 {
+        let rested = self
+            .resting
+            .iter()
+            .take_while(|(until, _)| *until <= now)
+            .map(|(_, range)| range.end - range.start);
+        let free = self.free.iter().map(|(start, end)| end - start);
+        self.entries - free.chain(rested).sum::<u32>()
     }
 
     /// All entries.
@@ -70,6 +76,13 @@ impl Pool {
     pub(super) fn give(&mut self, range: Range<u32>, now: Duration) {
         if !range.is_empty() {
             self.resting.push_back((now + self.rest, range));
+        }
+    }
+
+    /// Takes back a range that nobody ever read: it needs no rest.
+    pub(super) fn take_back(&mut self, range: Range<u32>) {
+        if !range.is_empty() {
+            self.join(range);
         }
     }
 
@@ -125,7 +138,7 @@ mod tests {
         let mut pool = Pool::new(10, REST);
         assert_eq!(pool.claim(4, 3), Some(4..7));
         assert_eq!(pool.claim(0, 1), Some(0..1));
-        assert_eq!(pool.occupied(), 4);
+        assert_eq!(pool.occupied(at(0)), 4);
         for (start, entries) in
             [(4, 1), (3, 2), (6, 2), (0, 10), (9, 2), (10, 1), (u32::MAX, 1), (u32::MAX, 2)]
         {
@@ -136,10 +149,12 @@ mod tests {
             (pool.take(4, at(0)), pool.take(3, at(0)), pool.take(3, at(0))),
             (None, Some(1..4), Some(7..10))
         );
-        assert_eq!(pool.occupied(), pool.len());
+        assert_eq!(pool.occupied(at(0)), pool.len());
         pool.give(4..7, at(0));
-        assert_eq!(pool.occupied(), 10, "at rest");
-        assert_eq!((pool.take(3, at(1000)), pool.occupied()), (Some(4..7), 10));
+        assert_eq!((pool.occupied(at(999)), pool.occupied(at(1000))), (10, 7), "at rest for a second");
+        assert_eq!((pool.take(3, at(1000)), pool.occupied(at(1000))), (Some(4..7), 10));
+        pool.take_back(4..7);
+        assert_eq!((pool.occupied(at(1000)), pool.take(3, at(1000))), (7, Some(4..7)), "at once");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     ops::Range,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use aya::Ebpf;
@@ -235,7 +235,7 @@ impl Tables {
         match self.write_parts(fan_outs, contents, clock, &mut parts) {
             Ok(place) => Ok(Prepared { place, parts }),
             Err(error) => {
-                self.give(fan_outs, parts, clock);
+                self.take_back(fan_outs, parts);
                 Err(error)
             }
         }
@@ -267,7 +267,7 @@ impl Tables {
         clock: Instant,
     ) {
         if ids.is_empty() {
-            return self.discard(fan_outs, prepared, clock);
+            return self.discard(fan_outs, prepared);
         }
         let Prepared { place, mut parts } = prepared;
         parts.ids = ids.len();
@@ -281,9 +281,9 @@ impl Tables {
     }
 
     /// Gives back the room of a table that nobody ever read.
-    pub(super) fn discard(&mut self, fan_outs: &mut FanOuts, prepared: Prepared, clock: Instant) {
-        self.tables.pool.give(prepared.place..prepared.place + 1, clock.elapsed());
-        self.give(fan_outs, prepared.parts, clock);
+    pub(super) fn discard(&mut self, fan_outs: &mut FanOuts, prepared: Prepared) {
+        self.tables.pool.take_back(prepared.place..prepared.place + 1);
+        self.take_back(fan_outs, prepared.parts);
     }
 
     /// Has the BIFT-ids name this table, unless they do. Returns whether anything had to be written.
@@ -341,8 +341,8 @@ impl Tables {
     }
 
     /// The share that is taken or at rest of what is fullest.
-    pub(super) fn pressure(&self) -> f64 {
-        let share = |pool: &Pool| f64::from(pool.occupied()) / f64::from(pool.len());
+    pub(super) fn pressure(&self, now: Duration) -> f64 {
+        let share = |pool: &Pool| f64::from(pool.occupied(now)) / f64::from(pool.len());
         let pools =
             [&self.tables.pool, &self.rows.pool, &self.fbms.pool, &self.members.pool, &self.shares.pool];
         pools.into_iter().map(share).fold(self.ids.len() as f64 / MAX_TABLES as f64, f64::max)
@@ -355,7 +355,19 @@ impl Tables {
         if parts.ids == 0
             && let Some(parts) = self.parts.remove(&place)
         {
-            self.discard(fan_outs, Prepared { place, parts }, clock);
+            self.tables.pool.give(place..place + 1, clock.elapsed());
+            self.give(fan_outs, parts, clock);
+        }
+    }
+
+    /// Gives back parts that nobody ever read.
+    fn take_back(&mut self, fan_outs: &mut FanOuts, parts: Parts) {
+        self.rows.pool.take_back(parts.rows);
+        self.fbms.pool.take_back(parts.fbms);
+        self.members.pool.take_back(parts.members);
+        self.shares.pool.take_back(parts.shares);
+        if let Some(group) = parts.group {
+            fan_outs.release(&group);
         }
     }
 

@@ -16,7 +16,10 @@ use std::{
     time::Duration,
 };
 
-use replicator_common::bier::{BiftId, BitStringLength};
+use replicator_common::{
+    bier::{BiftId, BitStringLength},
+    limits::MAX_EXPERT_TABLES,
+};
 
 use crate::{
     api::types::{Deleted, Epochs, Installed, LayerEpochs, LayerTable, ModelSummary},
@@ -117,8 +120,8 @@ pub struct Plan {
     pub layers: BTreeMap<u16, Ids>,
     /// Aliases that name nothing any more.
     pub dropped: Vec<BiftId>,
-    /// Tables that are superseded, with their epochs.
-    older: Vec<(BiftId, u64)>,
+    /// Tables that are superseded, with their layers and epochs.
+    older: Vec<(u16, BiftId, u64)>,
 }
 
 /// All models, and the tables that newer ones have taken the place of.
@@ -169,7 +172,10 @@ impl Models {
             return Err(Refusal::StaleEpoch { epoch: map.epoch(), current });
         }
         match before {
-            Some(before) if map.is_partial() => check_alike(&before.map, map),
+            Some(before) if map.is_partial() => {
+                check_alike(&before.map, map)?;
+                check_numbers(before.map.first_table(), map)
+            }
             None if map.is_partial() => Err(Refusal::UnknownModel(name.to_owned())),
             _ => Ok(()),
         }
@@ -186,17 +192,17 @@ impl Models {
             Some(before) if map.is_partial() => before.map.with_layers_of(&map),
             _ => map.clone(),
         };
-        let tables = self.number(before, &map, newest.first_table(), now)?;
+        let tables = self.number(before, &map, newest.first_table(), self.superseded.ids(now))?;
         Ok(Plan::new(before, newest, tables))
     }
 
-    /// A table for each layer of `map`.
+    /// A table for each layer of `map`. None of the BIFT-ids `in_force` is given out.
     fn number(
         &self,
         before: Option<&Model>,
         map: &ExpertMap,
         first_table: Option<u16>,
-        now: Duration,
+        in_force: impl Iterator<Item = BiftId>,
     ) -> Result<BTreeMap<u16, LayerTable>, Refusal> {
         let others = self.models.iter().filter(|(name, _)| *name != map.model());
         let others = others.flat_map(|(name, model)| model.tables.values().map(move |t| (t.table, name)));
@@ -207,14 +213,14 @@ impl Models {
         for table in before.into_iter().flat_map(|before| before.tables.values()) {
             numbers.take(table.table, table.generation);
         }
-        for id in self.superseded.ids(now) {
+        for id in in_force {
             if let (Some(table), Some(generation)) = (id.table(), id.generation()) {
                 numbers.take(table, generation);
             }
         }
         let table = |&layer: &u16| {
             let table = match first_table {
-                Some(first) => numbers.fixed(layer, first + layer)?,
+                Some(first) => numbers.fixed(map.model(), layer, first + layer)?,
                 None => match before.and_then(|before| before.tables.get(&layer)) {
                     Some(before) => before.table,
                     None => numbers.free_table(map.model(), layer)?,
@@ -230,19 +236,19 @@ impl Models {
     /// Makes it so. `now` ascends from call to call.
     pub fn commit(&mut self, plan: Plan, now: Duration) -> Installed {
         let Plan { model, layers, older, .. } = plan;
-        for (id, epoch) in older {
-            self.superseded.push(Older { id, epoch: Some(epoch) }, now);
+        let name = model.map.model().to_owned();
+        for (layer, id, epoch) in older {
+            self.superseded.push(Older { id, of: Some((name.clone(), layer, epoch)) }, now);
+        }
+        for ids in layers.values() {
+            self.superseded.forget(ids.own);
+            self.superseded.forget(ids.alias);
         }
         let installed = model.installed_layers(layers.keys());
-        let name = model.map.model().to_owned();
-        let gone = self.models.insert(name.clone(), model).map(|before| before.tables).unwrap_or_default();
-        for (layer, table) in
-            gone.into_iter().filter(|(layer, _)| !self.models[&name].tables.contains_key(layer))
-        {
-            self.left.insert(table.table, (name.clone(), layer));
-        }
-        let taken = |table: &u16| self.models[&name].tables.values().any(|of_layer| of_layer.table == *table);
-        self.left.retain(|table, _| !taken(table));
+        let in_use: BTreeSet<_> = model.tables.values().map(|table| table.table).collect();
+        let before = self.models.insert(name.clone(), model).map(|before| before.tables).unwrap_or_default();
+        self.left.extend(before.into_iter().map(|(layer, table)| (table.table, (name.clone(), layer))));
+        self.left.retain(|table, _| !in_use.contains(table));
         installed
     }
 
@@ -252,7 +258,8 @@ impl Models {
     /// Where there is no such model.
     pub fn ids_of(&self, model: &str) -> Result<Vec<BiftId>, Refusal> {
         let own: Vec<_> = self.get(model)?.tables.values().filter_map(LayerTable::ids).collect();
-        let older = self.superseded.ids_in_force().filter(|id| self.owner(*id) == Some(model));
+        let older = self.superseded.of(model, Duration::ZERO);
+        let older = older.filter_map(|(_, older)| BiftId::new(older.bift_id));
         Ok(own.into_iter().flat_map(|ids| [ids.own, ids.alias]).chain(older).collect())
     }
 
@@ -271,31 +278,53 @@ impl Models {
         Ok(Deleted { model: model.to_owned(), epoch })
     }
 
-    /// A model as a daemon before this one had it. Its tables keep their numbers, unless the configuration has taken
-    /// them: then it gets new ones, and senders have to ask again.
-    ///
-    /// # Errors
-    /// Where it stands in the configuration by now, or no numbers are free.
-    pub fn restore(&mut self, model: Model, now: Duration) -> Result<(), Refusal> {
-        let name = model.map.model().to_owned();
-        let taken = |table: &LayerTable| {
-            let number = table.table;
-            self.configured.values().any(|tables| tables.contains(&number))
-                || self.all().any(|other| other.tables.values().any(|t| t.table == number))
-        };
-        if self.configured.contains_key(&name) || model.tables.values().any(taken) {
-            // Whoever knows the old numbers means what has them now.
-            let plan = self.plan(model.map, now)?;
-            self.models.insert(name, plan.model);
-        } else {
-            self.models.insert(name, model);
+    /// Models as a daemon before this one had them. Their tables keep their numbers, unless the configuration has taken
+    /// them: then a model gets new ones, none of which is `in_force` already, and senders have to ask again. Returns those
+    /// that are not taken, with the reason: they stand in the configuration by now, or no numbers are free.
+    pub fn restore(&mut self, models: Vec<Model>, in_force: &BTreeSet<BiftId>) -> Vec<(Model, Refusal)> {
+        let mut refused = Vec::new();
+        let mut moved = Vec::new();
+        for model in models {
+            let numbers: BTreeSet<_> = model.tables.values().map(|table| table.table).collect();
+            let taken = |tables: &BTreeSet<u16>| !tables.is_disjoint(&numbers);
+            let others: BTreeSet<_> =
+                self.all().flat_map(|other| other.tables.values().map(|table| table.table)).collect();
+            let name = model.map.model().to_owned();
+            if self.configured.contains_key(&name) {
+                refused.push((model, Refusal::Configured(name)));
+            } else if self.configured.values().any(taken) || taken(&others) {
+                moved.push(model);
+            } else {
+                self.models.insert(name, model);
+            }
         }
-        Ok(())
+        for model in moved {
+            // Whoever knows the old numbers means what has them now: there is nothing before.
+            let numbered = self.number(None, &model.map, model.map.first_table(), in_force.iter().copied());
+            match numbered {
+                Ok(tables) => {
+                    let name = model.map.model().to_owned();
+                    self.models.insert(name, Model { map: model.map, tables, before: None });
+                }
+                Err(refusal) => refused.push((model, refusal)),
+            }
+        }
+        refused
     }
 
-    /// A table of an earlier daemon that is of no newest map, with its epoch if that is known: senders may still use it.
-    pub fn found(&mut self, id: BiftId, epoch: Option<u64>, now: Duration) {
-        self.superseded.push(Older { id, epoch }, now);
+    /// Whether a table of a layer may be one that a daemon before this one had: its number is nobody else's by now.
+    pub fn may_have_had(&self, model: &str, layer: u16, table: u16) -> bool {
+        let owners = self.all().flat_map(|other| other.tables.iter().map(move |table| (other, table)));
+        let mut owners = owners.filter(|(_, (_, of_layer))| of_layer.table == table);
+        let own =
+            |(other, (of, _)): (&Model, (&u16, &LayerTable))| other.map.model() == model && *of == layer;
+        owners.all(own) && !self.configured.values().any(|tables| tables.contains(&table))
+    }
+
+    /// A table of an earlier daemon that is of no newest map, with its model, layer and epoch if they are known: senders may
+    /// still use it.
+    pub fn found(&mut self, id: BiftId, of: Option<(String, u16, u64)>, now: Duration) {
+        self.superseded.push(Older { id, of }, now);
     }
 
     /// The next superseded table whose time is over.
@@ -319,33 +348,21 @@ impl Models {
         self.superseded.ids_in_force().count()
     }
 
-    /// The model that a table is of.
-    fn owner(&self, id: BiftId) -> Option<&str> {
-        let table = id.table()?;
-        let owns = |model: &&Model| model.tables.values().any(|of_layer| of_layer.table == table);
-        self.all().find(owns).map(|model| model.map.model())
-    }
-
     /// The epochs of a model's layers.
     ///
     /// # Errors
     /// Where there is no such model.
     pub fn epochs(&self, model: &str, now: Duration) -> Result<Epochs, Refusal> {
         let model = self.get(model)?;
-        let older = |table: u16| {
-            let of_table = move |older: &crate::api::types::Superseded| {
-                BiftId::new(older.bift_id).and_then(BiftId::table) == Some(table)
-            };
-            self.superseded.report(now).filter(of_table).collect()
+        let name = model.map.model();
+        let newest = |(&layer, table): (&u16, &LayerTable)| {
+            (layer, LayerEpochs { epoch: Some(table.epoch), superseded: Vec::new() })
         };
-        let layer = |(&layer, table): (&u16, &LayerTable)| {
-            (layer, LayerEpochs { epoch: Some(table.epoch), superseded: older(table.table) })
-        };
-        Ok(Epochs {
-            model: model.map.model().to_owned(),
-            epoch: model.map.epoch(),
-            layers: model.tables.iter().map(layer).collect(),
-        })
+        let mut layers: BTreeMap<_, _> = model.tables.iter().map(newest).collect();
+        for (layer, older) in self.superseded.of(name, now) {
+            layers.entry(layer).or_default().superseded.push(older);
+        }
+        Ok(Epochs { model: name.to_owned(), epoch: model.map.epoch(), layers })
     }
 
     /// Each model in a line.
@@ -363,7 +380,7 @@ impl Models {
 impl Plan {
     /// The own BIFT-ids of tables that newer ones take the place of.
     pub fn superseded(&self) -> impl Iterator<Item = BiftId> {
-        self.older.iter().map(|(id, _)| *id)
+        self.older.iter().map(|(_, id, _)| *id)
     }
 
     fn new(before: Option<&Model>, map: ExpertMap, new: BTreeMap<u16, LayerTable>) -> Self {
@@ -379,11 +396,28 @@ impl Plan {
         let in_use: BTreeSet<u16> = tables.values().map(|table| table.table).collect();
         let dropped = old.values().filter(|table| !in_use.contains(&table.table));
         Self {
-            older: older.iter().filter_map(|(_, table)| Some((table.ids()?.own, table.epoch))).collect(),
+            older: older
+                .iter()
+                .filter_map(|(layer, table)| Some((**layer, table.ids()?.own, table.epoch)))
+                .collect(),
             dropped: dropped.filter_map(|table| Some(table.ids()?.alias)).collect(),
             layers: new.iter().filter_map(|(layer, table)| Some((*layer, table.ids()?))).collect(),
             model: Model { map, tables, before: before.and_then(|before| before.left(&layers)) },
         }
+    }
+}
+
+/// Whether the tables of a map's layers have numbers.
+fn check_numbers(first_table: Option<u16>, map: &ExpertMap) -> Result<(), Refusal> {
+    let beyond =
+        |layer: &&u16| first_table.is_some_and(|first| usize::from(first + **layer) >= MAX_EXPERT_TABLES);
+    match map.layers().keys().find(beyond) {
+        None => Ok(()),
+        Some(layer) => Err(Refusal::fault(
+            format!("layers.{layer}"),
+            "its table, `first_table` of the map in force plus the layer's number, is beyond 2047; put a full map with a \
+             lower one",
+        )),
     }
 }
 

@@ -37,8 +37,19 @@ impl<'m> Numbers<'m> {
     }
 
     /// The table that the map itself wants for a layer.
-    pub(super) fn fixed(&self, layer: u16, table: u16) -> Result<u16, Refusal> {
+    pub(super) fn fixed(&self, model: &str, layer: u16, table: u16) -> Result<u16, Refusal> {
+        let own = |(name, of): &(String, u16)| name == model && *of == layer;
+        let had = self.left.get(&table).is_some_and(|owner| !own(owner));
         match self.others.get(&table) {
+            // Frames may be under way that name its alias and mean another's layer.
+            None if had && self.generations.get(&table).is_some_and(|taken| taken.contains(&0)) => {
+                Err(Refusal::NoRoom {
+                    detail: format!(
+                        "table {table}, which is to be layer {layer}'s, was another's a moment ago"
+                    ),
+                    retry_after: Some(RETRY_AFTER),
+                })
+            }
             None => Ok(table),
             Some(other) => Err(Refusal::fault(
                 "first_table",

@@ -24,10 +24,11 @@ const FLOOR: Duration = Duration::from_millis(100);
 const REST: Duration = Duration::from_secs(1);
 
 /// A superseded table.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Older {
     pub(super) id: BiftId,
-    pub(super) epoch: Option<u64>,
+    /// Model, layer and epoch, where they are known.
+    pub(super) of: Option<(String, u16, u64)>,
 }
 
 /// All of them, oldest first.
@@ -46,6 +47,12 @@ impl Superseded {
 
     pub(super) fn push(&mut self, older: Older, now: Duration) {
         self.in_force.push_back((now, older));
+    }
+
+    /// The BIFT-id names a newer table again.
+    pub(super) fn forget(&mut self, id: BiftId) {
+        self.in_force.retain(|(_, older)| older.id != id);
+        self.resting.retain(|(_, resting)| *resting != id);
     }
 
     /// The table went out of force.
@@ -92,11 +99,15 @@ impl Superseded {
         Some(id)
     }
 
-    pub(super) fn report(&self, now: Duration) -> impl Iterator<Item = types::Superseded> {
-        self.in_force.iter().map(move |(since, older)| types::Superseded {
-            epoch: older.epoch,
-            bift_id: older.id.get(),
-            seconds_left: (*since + self.grace).saturating_sub(now).as_secs_f64(),
+    /// Those of a model, each with its layer.
+    pub(super) fn of(&self, model: &str, now: Duration) -> impl Iterator<Item = (u16, types::Superseded)> {
+        self.in_force.iter().filter_map(move |(since, older)| {
+            let (name, layer, epoch) = older.of.as_ref()?;
+            let seconds_left = (*since + self.grace).saturating_sub(now).as_secs_f64();
+            (name == model).then_some((
+                *layer,
+                types::Superseded { epoch: *epoch, bift_id: older.id.get(), seconds_left },
+            ))
         })
     }
 }

@@ -86,9 +86,10 @@ fn a_full_map_takes_layers_away_and_a_partial_one_does_not() {
     assert_eq!(plan.dropped, [id(2, 0)]);
     models.commit(plan, at(0));
     let epochs = models.epochs("m", at(4_000)).unwrap();
-    assert_eq!(epochs.layers.keys().collect::<Vec<_>>(), [&1]);
+    assert_eq!(epochs.layers[&0].epoch, None, "its table is in force all the same");
+    assert_eq!(epochs.layers[&0].superseded.len(), 1);
     let [older] = epochs.layers[&1].superseded[..] else { panic!("{epochs:?}") };
-    assert_eq!((older.epoch, older.bift_id, older.seconds_left), (Some(1), id(3, 2).get(), 6.0));
+    assert_eq!((older.epoch, older.bift_id, older.seconds_left), (1, id(3, 2).get(), 6.0));
     assert_eq!(models.superseded(), 2);
     // The number of the layer that is gone is not given out while its table is in force.
     assert_eq!(take(&mut models, patch("m", 3, &[5]), at(5_000)), [(5, (4, 4))].into());
@@ -266,18 +267,88 @@ fn a_restored_model_keeps_its_numbers_if_it_can() {
     let model = before.get("m").unwrap().clone();
 
     let mut same = Models::new(BTreeMap::new(), GRACE);
-    same.restore(model.clone(), at(0)).unwrap();
+    assert_eq!(same.restore(vec![model.clone()], &BTreeSet::new()), []);
     assert_eq!(*same.get("m").unwrap(), model);
     // What is found in the kernel beside it may still be in use.
-    same.found(id(0, 7), None, at(0));
-    assert_eq!(same.epochs("m", at(0)).unwrap().layers[&0].superseded[0].epoch, None);
+    same.found(id(0, 7), Some(("m".to_owned(), 0, 6)), at(0));
+    same.found(id(9, 7), None, at(0));
+    assert_eq!(same.epochs("m", at(0)).unwrap().layers[&0].superseded[0].epoch, 6);
     assert_eq!(same.expired(at(10_000)), Some(id(0, 7)));
 
     // The configuration has taken tables 0 and 1 since then.
     let mut changed = models();
-    changed.restore(model.clone(), at(0)).unwrap();
+    assert_eq!(changed.restore(vec![model.clone()], &BTreeSet::new()), []);
     let tables = changed.get("m").unwrap().tables();
     assert_eq!((tables[&0].table, tables[&1].table, tables[&0].epoch), (2, 3, 7));
     let mut configured = Models::new([("m".to_owned(), [5].into())].into(), GRACE);
-    assert_eq!(configured.restore(model, at(0)), Err(Refusal::Configured("m".to_owned())));
+    let refused = configured.restore(vec![model.clone()], &BTreeSet::new());
+    assert_eq!(refused, [(model, Refusal::Configured("m".to_owned()))]);
+}
+
+/// Only who has to move moves, and to nothing that frames may name.
+#[test]
+fn a_model_that_has_to_move_takes_nothing_from_others() {
+    let mut before = Models::new(BTreeMap::new(), GRACE);
+    take(&mut before, map("a", 1, &[0]), at(0));
+    take(&mut before, map("b", 1, &[0]), at(0));
+    let kept: Vec<_> = before.all().cloned().collect();
+    let mut after = Models::new([("fixed".to_owned(), [0].into())].into(), GRACE);
+    // Beside b's table, table 2 is in force in this generation: whose it was is not known.
+    let in_force = [id(0, 2), id(1, 2), id(2, 2)].into();
+    assert_eq!(after.restore(kept, &in_force), []);
+    let tables = |name: &str| after.get(name).unwrap().tables()[&0];
+    assert_eq!((tables("b").table, tables("b").generation), (1, 2));
+    assert_eq!((tables("a").table, tables("a").generation), (3, 2));
+    assert!(after.may_have_had("b", 0, 1) && after.may_have_had("a", 0, 7), "its own, and nobody's");
+    assert!(!after.may_have_had("a", 0, 1), "b's");
+    assert!(!after.may_have_had("b", 1, 1), "another layer's");
+    assert!(!after.may_have_had("a", 0, 0), "the configuration's");
+}
+
+/// What was found in the kernel goes when its time is over, but not what a map has named again meanwhile.
+#[test]
+fn what_is_put_in_force_again_is_superseded_no_more() {
+    let mut models = Models::new(BTreeMap::new(), GRACE);
+    models.found(id(0, 0), None, at(0));
+    models.found(id(0, 5), None, at(0));
+    assert_eq!(
+        take(&mut models, parse("m", 4, &[0], &json!({ "first_table": 0 })), at(1)),
+        [(0, (0, 6))].into()
+    );
+    assert_eq!(models.expired(at(10_000)), Some(id(0, 5)), "its alias leads to the new table");
+    assert_eq!(models.expired(at(60_000)), None);
+}
+
+#[test]
+fn a_deletion_takes_all_of_a_model_and_nothing_of_others() {
+    let mut models = models();
+    let fixed = |epoch, first: u16| parse("a", epoch, &[0], &json!({ "first_table": first }));
+    take(&mut models, fixed(1, 7), at(0));
+    take(&mut models, fixed(2, 9), at(0));
+    // b has the number now that a's table of before has.
+    take(&mut models, parse("b", 5, &[0], &json!({ "first_table": 7 })), at(0));
+    assert_eq!(models.ids_of("b").unwrap(), [id(7, 6), id(7, 0)]);
+    assert_eq!(models.ids_of("a").unwrap(), [id(9, 3), id(9, 0), id(7, 2)]);
+    assert_eq!(models.epochs("b", at(0)).unwrap().layers[&0].superseded, []);
+    // A layer that is gone goes with the model too.
+    take(&mut models, map("m", 1, &[0, 1]), at(0));
+    take(&mut models, map("m", 2, &[0]), at(0));
+    assert_eq!(models.ids_of("m").unwrap().len(), 4);
+    // Frames may be under way that name the alias of what was deleted.
+    models.remove("b", at(100)).unwrap();
+    let again = |models: &Models, name: &str, now| {
+        models.plan(parse(name, 9, &[0], &json!({ "first_table": 7 })), now).map(|plan| plan.layers[&0].alias)
+    };
+    assert!(matches!(again(&models, "c", at(1_099)), Err(Refusal::NoRoom { retry_after: Some(1), .. })));
+    assert_eq!(again(&models, "b", at(1_099)), Ok(id(7, 0)), "it had it before");
+    assert_eq!(again(&models, "c", at(1_100)), Ok(id(7, 0)));
+}
+
+#[test]
+fn a_layer_beyond_the_last_table_is_refused_in_a_partial_map_too() {
+    let mut models = models();
+    take(&mut models, parse("p", 1, &[0], &json!({ "first_table": 2047 })), at(0));
+    let refusal = models.plan(patch("p", 2, &[0, 1]), at(0)).unwrap_err();
+    let Refusal::Invalid(faults) = refusal else { panic!("{refusal}") };
+    assert_eq!(faults.faults[0].path, "layers.1");
 }

@@ -245,3 +245,25 @@ fn a_state_that_cannot_be_written_refuses_maps_and_changes_nothing() {
     shell(&cluster.sender, "umount /var/lib/replicator/*");
     assert_eq!(api.request("PUT", "/v1/models/m/map", &map(2)).unwrap().status, 200);
 }
+
+/// Tables of the configuration that a map takes the place of: what the kernel had under the alias is the map's now, and
+/// stays so when the time of the old tables is over.
+#[test]
+fn an_alias_that_a_map_takes_over_stays_in_force() {
+    let cluster = Cluster::new(2);
+    let grace = cluster.config() + "epoch-grace: 1\n";
+    let configured = grace.clone()
+        + "expert-tables:\n  - { model: m, experts: 2, first-table: 0, layers: { 0: { 0: node1, 1: node1 } } }\n";
+    assert!(Daemon::start(&cluster.sender, &binary(), &configured).unwrap().stop().unwrap().success());
+    let _daemon = Daemon::start(&cluster.sender, &binary(), &grace).unwrap();
+    let mut api = Api::connect(&cluster.sender).unwrap();
+    let map = r#"{"version":1,"model":"m","epoch":7,"logical_experts":2,"first_table":0,
+        "ranks":[{"rank":0,"node":"node2"}],"layers":{"0":{"physical_to_logical_map":[0,1]}}}"#;
+    let answer = api.request("PUT", "/v1/models/m/map", map).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    assert_eq!(answer.json()["layers"]["0"]["alias"], 0x8_0000);
+    until("the old table's time is over", || get(&mut api, "/v1/status")["superseded"] == 0);
+    let mut sinks = cluster.sinks();
+    send(&mut dispatcher(&cluster.sender, ORIGIN_V4, 0x8_0000), 1, &[1, 2]);
+    assert_eq!((sinks[0].numbers(0), sinks[1].numbers(1)), (vec![], vec![1]));
+}

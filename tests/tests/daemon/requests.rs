@@ -116,7 +116,7 @@ fn path(model: &str, partial: bool) -> String {
 }
 
 /// Makes something wrong with a map. Body, path and method, and what is to be said of it.
-fn spoil(draft: &Draft, random: &mut Random) -> (String, String, &'static str, Expected) {
+fn spoil(draft: &Draft, random: &mut Random, models: &Models) -> (String, String, &'static str, Expected) {
     let (mut document, partial) = (draft.json(), draft.partial);
     let mut method = if partial { "PATCH" } else { "PUT" };
     let mut to = path(&draft.model, partial);
@@ -129,8 +129,13 @@ fn spoil(draft: &Draft, random: &mut Random) -> (String, String, &'static str, E
             invalid("epoch")
         }
         1 => {
+            // Names are looked up in what fits to what is in force.
             document["ranks"][0]["node"] = json!("node9");
-            invalid("ranks[0].node")
+            match verdict(draft, models) {
+                TAKEN if partial => invalid("ranks"),
+                TAKEN => invalid("ranks[0].node"),
+                other => other,
+            }
         }
         2 => {
             let all = document.pointer_mut(&slots).unwrap().as_array_mut().unwrap();
@@ -248,7 +253,7 @@ fn any_sequence_of_requests_leaves_what_it_should() {
     for step in 0..STEPS {
         let draft = draft(&mut random, &models);
         let (body, to, method, expected) = match random.below(10) {
-            0..=2 => spoil(&draft, &mut random),
+            0..=2 => spoil(&draft, &mut random, &models),
             3 => {
                 let expected = if models.remove(&draft.model).is_some() {
                     TAKEN
@@ -426,4 +431,75 @@ fn large_map(
         "version": 1, "model": "large", "epoch": epoch, "logical_experts": experts, "ranks": ranks, "layers": layers,
     })
     .to_string()
+}
+
+/// What is superseded is in nobody's way, whatever time it would still have.
+#[test]
+fn superseded_tables_make_room_for_newer_maps() {
+    let cluster = Cluster::new(1);
+    let config = cluster.config() + "epoch-grace: 3600\n";
+    let _daemon = Daemon::start(&cluster.sender, &binary(), &config).unwrap();
+    let mut api = Api::connect(&cluster.sender).unwrap();
+    // 1,000 BIFT-ids of the layers' own for each epoch, and 1,000 aliases: of 4,096.
+    let layer = |layer: usize| (layer.to_string(), json!({ "physical_to_logical_map": [0] }));
+    let layers: serde_json::Map<_, _> = (0..1000).map(layer).collect();
+    for epoch in 1..=6 {
+        let map = json!({
+            "version": 1, "model": "many", "epoch": epoch, "logical_experts": 1,
+            "ranks": [{ "rank": 0, "node": "node1" }], "layers": layers,
+        });
+        let answer = api.request("PUT", "/v1/models/many/map", &map.to_string()).unwrap();
+        assert_eq!(answer.status, 200, "epoch {epoch}: {}", answer.text);
+        // They stay for a moment whatever comes.
+        thread::sleep(Duration::from_millis(150));
+    }
+    let status = get(&mut api, "/v1/status");
+    assert!(status["retired_early"].as_u64().unwrap() >= 2000, "{status}");
+    assert!(status["bift_ids"].as_u64().unwrap() <= 4096, "{status}");
+}
+
+/// A map that could never fit costs nothing that is in force.
+#[test]
+fn a_map_that_cannot_fit_takes_nothing_out_of_force() {
+    let cluster = Cluster::new(1);
+    let neighbors: String = (0..250)
+        .map(|n| {
+            format!(
+                "  n{n}: {{ address: 10.7.{}.{}, mac: \"02:00:00:00:09:{n:02x}\", interface: eth0 }}\n",
+                n / 100,
+                1 + n % 100
+            )
+        })
+        .collect();
+    let config =
+        cluster.config().replace("neighbors:\n", &format!("epoch-grace: 3600\nneighbors:\n{neighbors}"));
+    let _daemon = Daemon::start(&cluster.sender, &binary(), &config).unwrap();
+    let mut api = Api::connect(&cluster.sender).unwrap();
+    let small = |epoch: u64| {
+        let layers = [(0, vec![0, 1, 2, 3, 4, 5])].into();
+        Draft { model: "a".into(), epoch, ranks: 1, partial: false, layers }.json().to_string()
+    };
+    for epoch in 1..=20 {
+        assert_eq!(api.request("PUT", "/v1/models/a/map", &small(epoch)).unwrap().status, 200);
+    }
+    let before = get(&mut api, "/v1/models/a/epochs");
+    // 1,024 experts with 3 or 4 replicas on 250 nodes: 4 variants of 252 F-BMs of 4 chunks, 300 layers of them. That makes
+    // 1,209,600 chunks, and there are 1,048,576.
+    let slots: Vec<usize> = (0..3250).map(|slot| slot * 7 % 1024).collect();
+    let layers: serde_json::Map<_, _> = (0..300)
+        .map(|layer: usize| (layer.to_string(), json!({ "physical_to_logical_map": slots })))
+        .collect();
+    let ranks: Vec<_> = (0..250).map(|rank| json!({ "rank": rank, "node": format!("n{rank}") })).collect();
+    let map = json!({
+        "version": 1, "model": "huge", "epoch": 1, "logical_experts": 1024, "ranks": ranks, "layers": layers,
+    })
+    .to_string();
+    for _ in 0..2 {
+        let answer = api.request("PUT", "/v1/models/huge/map", &map).unwrap();
+        assert_eq!((answer.status, &answer.json()["code"]), (503, &json!("no-room")), "{}", answer.text);
+        assert!(answer.header.iter().all(|(name, _)| name != "retry-after"), "waiting does not help");
+    }
+    let after = get(&mut api, "/v1/models/a/epochs");
+    let superseded = |epochs: &Value| epochs["layers"]["0"]["superseded"].as_array().unwrap().len();
+    assert_eq!((superseded(&before), superseded(&after)), (19, 19));
 }
