@@ -68,8 +68,7 @@ class ModelList:
 class Superseded:
     """A table that a newer one has taken the place of."""
 
-    epoch: int | None
-    """None where the daemon found it in the kernel when it started."""
+    epoch: int
     bift_id: int
     seconds_left: float
     """Until it is taken out of force, unless its room is needed before."""

@@ -51,7 +51,7 @@ class Requests(unittest.TestCase):
             "model": "m",
             "epoch": 7,
             "layers": {
-                "3": {"epoch": 7, "superseded": [{"epoch": None, "bift_id": 770, "seconds_left": 1.5}]},
+                "3": {"epoch": 7, "superseded": [{"epoch": 6, "bift_id": 770, "seconds_left": 1.5}]},
                 "4": {"epoch": None, "superseded": []},
             },
         }
@@ -65,7 +65,7 @@ class Requests(unittest.TestCase):
         pending = {"name": "node2", "id": 2, "resolution": {"state": "pending", "reason": "no route"}}
         stats = {"uptime_seconds": 1, "outcomes": {"sent": 5}, "neighbors": {"node1": {"copies": 5, "bytes": 500}}}
         a_summary = answers.ModelSummary("m", 7, 8, 2)
-        superseded = answers.Superseded(None, 770, 1.5)
+        superseded = answers.Superseded(6, 770, 1.5)
         for body, call, path, expected in (
             ({"models": [summary]}, lambda c: c.models(), "/v1/models", (a_summary,)),
             (FULL, lambda c: c.get_map("m"), "/v1/models/m/map", FULL),
