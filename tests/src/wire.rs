@@ -4,6 +4,7 @@
 use std::{
     fs, io,
     mem::MaybeUninit,
+    net::UdpSocket,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     process::Command,
     time::{Duration, Instant},
@@ -14,6 +15,24 @@ use rustix::{
     mount::{MountFlags, MountPropagationFlags, mount, mount_change},
     thread::{UnshareFlags, unshare_unsafe},
 };
+
+/// Has a socket cut what is sent into datagrams of so many bytes (UDP_SEGMENT).
+///
+/// # Errors
+/// Where the kernel refuses.
+pub fn cut_into(socket: &UdpSocket, segment: i32) -> io::Result<()> {
+    // SAFETY: the option's value is one integer.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_UDP,
+            libc::UDP_SEGMENT,
+            (&raw const segment).cast(),
+            size_of_val(&segment) as u32,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
 
 /// One end of a veth pair.
 #[derive(Clone, Debug)]

@@ -5,7 +5,6 @@
 use std::{
     fs,
     net::{Ipv4Addr, UdpSocket},
-    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -27,7 +26,7 @@ use replicator_common::{
 use replicator_tests::{
     bier::{Frame, assert_frames},
     rig::{OPTIONS, OWN_IPV4, PIN_PATH, Rig, SENDER_IPV4, object, to},
-    wire::{Device, Port, run},
+    wire::{Device, Port, cut_into, run},
 };
 use replicator_user::{
     bift::{Birt, NeighborId},
@@ -49,17 +48,7 @@ fn burst_socket(segment: i32) -> UdpSocket {
     let socket = UdpSocket::bind((Ipv4Addr::from(SENDER_IPV4), 40_000)).unwrap();
     socket.connect((Ipv4Addr::from(OWN_IPV4), 8138)).unwrap();
     socket.set_ttl(255).unwrap();
-    // SAFETY: the option's value is one integer.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_UDP,
-            libc::UDP_SEGMENT,
-            (&raw const segment).cast(),
-            size_of_val(&segment) as u32,
-        )
-    };
-    assert_eq!(result, 0);
+    cut_into(&socket, segment).unwrap();
     socket
 }
 

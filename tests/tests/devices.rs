@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{collections::BTreeMap, net::UdpSocket, os::fd::AsRawFd as _, thread, time::Duration};
+use std::{collections::BTreeMap, net::UdpSocket, thread, time::Duration};
 
 use replicator_common::{
     bier::BitStringLength::{self, B64, B128, B256, B1024},
@@ -14,7 +14,7 @@ use replicator_tests::{
     player::Player,
     random::Random,
     rig::{Rig, to},
-    wire::{Device, Port, run},
+    wire::{Device, Port, cut_into, run},
 };
 use replicator_user::{
     bift::{Destination::Local, NeighborId},
@@ -444,17 +444,7 @@ fn origin_socket(encapsulation: Encapsulation) {
         frames.push(frame);
     }
     let segment = frames[0].packet().len() as i32;
-    // SAFETY: the option's value is one integer.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_UDP,
-            libc::UDP_SEGMENT,
-            (&raw const segment).cast(),
-            size_of_val(&segment) as u32,
-        )
-    };
-    assert_eq!(result, 0);
+    cut_into(&socket, segment).unwrap();
     let datagrams: Vec<_> = frames.iter().flat_map(Frame::packet).collect();
     assert_eq!(socket.send(&datagrams).unwrap(), datagrams.len());
 

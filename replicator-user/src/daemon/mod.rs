@@ -7,6 +7,7 @@ mod entries;
 mod fitness;
 mod follow;
 pub mod lock;
+mod replace;
 mod roster;
 mod start;
 pub mod status;

@@ -132,10 +132,13 @@ impl Daemon {
     /// The maps of before: first the newest of each model, then what these took the place of.
     fn restore_models(&mut self) {
         let in_kernel: BTreeSet<_> = self.datapath.bift_ids().into_iter().collect();
-        let (mut fit, mut refused) = (Vec::new(), Vec::new());
+        let (mut fit, mut refused, mut birts) = (Vec::new(), Vec::new(), BTreeMap::new());
         for model in self.store.load() {
             match self.birts(model.map()) {
-                Ok(_) => fit.push(model),
+                Ok(of_layers) => {
+                    birts.insert(model.map().model().to_owned(), of_layers);
+                    fit.push(model);
+                }
                 Err(refusal) => refused.push((model, refusal)),
             }
         }
@@ -146,9 +149,9 @@ impl Daemon {
         }
         let models: Vec<_> = self.models.all().cloned().collect();
         for model in &models {
-            let Ok(birts) = self.birts(model.map()) else { continue };
+            let birts = birts.get(model.map().model());
             for (layer, table) in model.tables() {
-                if let Some((ids, birt)) = table.ids().zip(birts.get(layer)) {
+                if let Some((ids, birt)) = table.ids().zip(birts.and_then(|birts| birts.get(layer))) {
                     let ids = vec![ids.own, ids.alias];
                     self.tables.insert(InForce::of_layer(model.map(), *layer, ids, birt));
                 }

@@ -7,7 +7,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::DaemonError;
+use super::{
+    DaemonError,
+    replace::{next, replace},
+};
 use crate::{datapath::Mode, host::resolution::Resolution};
 
 /// Folder of the status files, where the service manager names no other in RUNTIME_DIRECTORY.
@@ -125,17 +128,8 @@ pub fn read(path: &Path) -> io::Result<Option<Status>> {
 /// Replaces the file at once: a reader sees the old one or the new one.
 pub(super) fn write(path: &Path, status: &Status) -> Result<(), DaemonError> {
     let error = |source| DaemonError::Status { path: path.into(), source };
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(error)?;
-    }
-    let new = next(path);
-    fs::write(&new, serde_json::to_vec(status).map_err(|source| error(source.into()))?).map_err(error)?;
-    fs::rename(&new, path).map_err(error)
-}
-
-/// Where the next file is written before it takes the place of the last.
-fn next(path: &Path) -> PathBuf {
-    path.with_extension("new")
+    let text = serde_json::to_vec(status).map_err(|source| error(source.into()))?;
+    replace(path, &text).map_err(error)
 }
 
 /// Removes the file, and the folder if that was the last one.

@@ -13,7 +13,7 @@ use std::{
 use ring::digest;
 use tracing::{info, warn};
 
-use super::status;
+use super::{replace::replace, status};
 use crate::{
     map,
     models::{Model, state::StateError},
@@ -162,20 +162,8 @@ impl Store {
     /// Keeps a model in place of what was kept of it.
     pub(super) fn save(&mut self, model: &Model) -> Result<(), StoreError> {
         let path = self.path(model.map().model());
-        let new = path.with_extension("new");
-        let written = fs::write(&new, model.to_state()).or_else(|error| {
-            if error.kind() != io::ErrorKind::NotFound {
-                return Err(error);
-            }
-            fs::create_dir_all(&self.folder)?;
-            fs::write(&new, model.to_state())
-        });
-        let replaced = written.and_then(|()| fs::rename(&new, &path));
-        replaced.map_err(|source| {
-            // What is left of it is of no use.
-            let _ = fs::remove_file(&new);
-            StoreError { path: path.clone(), source }
-        })?;
+        replace(&path, model.to_state().as_bytes())
+            .map_err(|source| StoreError { path: path.clone(), source })?;
         self.unsynced.insert(path);
         Ok(())
     }
